@@ -1,0 +1,319 @@
+"""Every number of the walk, one dataclass per station; YAML in and out.
+
+The defaults are the paper's (He, Gkioxari, Dollár, Girshick, *Mask R-CNN*, arXiv 1703.06870) with a
+ResNet-50-FPN backbone on COCO. A config file holds only what differs.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+from dataclasses import dataclass, field
+
+import omegaconf
+from omegaconf import OmegaConf
+
+
+def _list(*values):
+    return field(default_factory=lambda: list(values))
+
+
+@dataclass
+class Input:
+    """What the network frame is made of (section 3.1, "Inference": short edge 800)."""
+
+    short_edge: int = 800  # pixels, at test
+    long_edge: int = 1333  # pixels, at most, in training and at test
+    mean: list[float] = _list(123.675, 116.28, 103.53)  # RGB, 0-255
+    std: list[float] = _list(58.395, 57.12, 57.375)
+
+
+@dataclass
+class Backbone:
+    """ResNet (He et al. 2016), section 3 "Network Architecture"."""
+
+    name: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
+    norm: str = "frozen"  # frozen: needs pretrained weights; batch; group: trains from scratch
+    frozen_stages: int = 2  # 0: all trained, 1: stem frozen, 2: stem and C2, ... 5: all frozen
+
+
+@dataclass
+class FPN:
+    """Feature pyramid (Lin et al. 2017)."""
+
+    channels: int = 256
+
+
+@dataclass
+class Anchors:
+    """FPN paper, section 4.1."""
+
+    sizes: list[float] = _list(32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, one for each of P2..P6
+    aspect_ratios: list[float] = _list(0.5, 1.0, 2.0)  # height / width
+
+
+@dataclass
+class RPN:
+    """Region proposal network (Faster R-CNN, section 3.1)."""
+
+    channels: int = 256
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    samples: int = 256  # anchors per image that enter the loss
+    positive_fraction: float = 0.5
+
+
+@dataclass
+class Proposals:
+    """From RPN outputs to regions (FPN paper, section 5.1)."""
+
+    pre_nms_train: int = 2000  # per level
+    pre_nms_test: int = 1000  # per level
+    post_nms_train: int = 1000  # per image, over all levels
+    post_nms_test: int = 1000
+    nms_iou: float = 0.7
+
+
+@dataclass
+class Sampling:
+    """Regions that the heads learn from (section 3.1, "Training")."""
+
+    rois: int = 512  # per image
+    foreground_fraction: float = 0.25
+    foreground_iou: float = 0.5
+
+
+@dataclass
+class RoIAlign:
+    """Section 3, "RoIAlign": four regularly spaced samples in each bin."""
+
+    sampling_ratio: int = 2  # samples per bin and axis
+
+
+@dataclass
+class BoxHead:
+    """Figure 4, right, upper branch."""
+
+    pool_size: int = 7
+    units: int = 1024  # of each of the two fully connected layers
+    box_weights: list[float] = _list(10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh
+
+
+@dataclass
+class MaskHead:
+    """Figure 4, right, lower branch."""
+
+    pool_size: int = 14  # the mask is twice as wide
+    convs: int = 4
+    channels: int = 256
+
+
+@dataclass
+class Detections:
+    """Section 3.1, "Inference"."""
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100  # per image
+
+
+@dataclass
+class Model:
+    """What a `MaskRCNN` is built from; saved with it."""
+
+    input: Input = field(default_factory=Input)
+    backbone: Backbone = field(default_factory=Backbone)
+    fpn: FPN = field(default_factory=FPN)
+    anchors: Anchors = field(default_factory=Anchors)
+    rpn: RPN = field(default_factory=RPN)
+    proposals: Proposals = field(default_factory=Proposals)
+    sampling: Sampling = field(default_factory=Sampling)
+    roi_align: RoIAlign = field(default_factory=RoIAlign)
+    box_head: BoxHead = field(default_factory=BoxHead)
+    mask_head: MaskHead = field(default_factory=MaskHead)
+    detections: Detections = field(default_factory=Detections)
+
+
+@dataclass
+class Data:
+    """Where the images and labels are, and how they are fed."""
+
+    train_annotations: str = ""  # COCO json
+    train_images: str = ""  # folder that its `file_name`s are relative to
+    val_annotations: str = ""
+    val_images: str = ""
+    batch_size: int = 2
+    short_edges: list[int] = _list(640, 672, 704, 736, 768, 800)  # training: one drawn per image
+    flip: float = 0.5  # probability of the horizontal flip in training
+    vertical_flip: float = 0.0  # probability; for pictures without an up, as under a microscope
+    invalid: str = "skip"  # skip: leave out, count and say; error: stop at the first
+    check_images: bool = True  # decode every image once before training
+
+
+@dataclass
+class Training:
+    """Schedule (section 3.1: 0.02 for 16 images, scaled to the batch) and what is kept."""
+
+    epochs: int = 12
+    optimizer: str = "sgd"  # sgd: momentum 0.9 and L2 | adamw: decoupled weight decay
+    learning_rate: float = 0.0025  # at the end of the warm-up
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0  # largest global gradient norm; 0: no clipping
+    warmup_steps: int = 1000  # linear, from a thousandth of the learning rate
+    decay: str = "step"  # step: a tenth after each of `decay_epochs` | cosine: to zero
+    decay_epochs: list[int] = _list(8, 11)
+    precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
+    evaluate_every: int = 1  # epochs between COCO scores on the validation set
+    seed: int = 0
+    output: str = "runs/mask_rcnn"  # folder of checkpoints, logs and scores
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    training: Training = field(default_factory=Training)
+
+
+CHOICES = {
+    "model.backbone.name": ("resnet18", "resnet34", "resnet50", "resnet101"),
+    "model.backbone.norm": ("frozen", "batch", "group"),
+    "data.invalid": ("skip", "error"),
+    "training.optimizer": ("sgd", "adamw"),
+    "training.decay": ("step", "cosine"),
+    "training.precision": ("float32", "mixed_bfloat16", "mixed_float16"),
+}
+
+
+def load(source, overrides=()):
+    """Read a whole run's config.
+
+    Args:
+        source: path of a YAML file, or the name of one in `configs/` (with or without `.yaml`).
+        overrides: strings `section.key=value`, the value in YAML's notation.
+
+    Returns:
+        A `Config`.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists the named configs.
+        ValueError: an unknown key (with the nearest right one), a value of the wrong type, or not one of
+            the choices.
+    """
+    path = find(source)
+    merged = OmegaConf.structured(Config)
+    merged = _merge(merged, OmegaConf.load(path), str(path))
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"An override has the form section.key=value. Received: {override!r}")
+        merged = _merge(merged, OmegaConf.from_dotlist([override]), f"override {override!r}")
+    config = OmegaConf.to_object(merged)
+    check(config)
+    return config
+
+
+def save(config, path):
+    """Write `config` as YAML, every key."""
+    pathlib.Path(path).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def to_dict(config):
+    """Plain dictionaries and lists, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def model_from_dict(values):
+    """The `Model` config that `to_dict` was given.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type.
+    """
+    model = OmegaConf.to_object(_merge(OmegaConf.structured(Model), OmegaConf.create(values), "model config"))
+    check(Config(model=model))
+    return model
+
+
+def folder(name):
+    """`configs/` or `custom_ops/`: inside the installed package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent
+    for candidate in (package / name, package.parent / name):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"The folder {name}/ did not come with this installation of keras_mrcnn ({package}).")
+
+
+def find(source):
+    """Path of a config given by path or by the name of a file in `configs/`."""
+    given = pathlib.Path(source)
+    if given.is_file():
+        return given
+    named = sorted(folder("configs").glob("*.yaml"))
+    for path in named:
+        if source in (path.name, path.stem):
+            return path
+    names = [path.stem for path in named]
+    raise FileNotFoundError(
+        f"No config file {str(source)!r}, here ({os.getcwd()}) or among the named ones: {', '.join(names)}."
+        + _nearest(str(source), names)
+    )
+
+
+def check(config):
+    """Raise a ValueError at the first value that is not one of its choices or out of range."""
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(OmegaConf.structured(config), key)
+        if value not in choices:
+            raise ValueError(
+                f"`{key}` is one of {', '.join(choices)}. Received: {value!r}." + _nearest(str(value), choices)
+            )
+    model = config.model
+    if len(model.anchors.sizes) != 5:
+        raise ValueError(
+            "`model.anchors.sizes` has five entries, one for each of P2..P6. "
+            f"Received: {list(model.anchors.sizes)}"
+        )
+    ratios = model.anchors.aspect_ratios
+    if not ratios or min(ratios) <= 0 or min(model.anchors.sizes) <= 0:
+        raise ValueError(
+            "`model.anchors` sizes (pixels) and aspect_ratios (height / width) must be positive. "
+            f"Received: sizes={list(model.anchors.sizes)}, aspect_ratios={list(ratios)}"
+        )
+    if not 0 <= model.backbone.frozen_stages <= 5:
+        raise ValueError(
+            "`model.backbone.frozen_stages` is 0 (none), 1 (stem), 2 (stem and C2) ... 5 (all). "
+            f"Received: {model.backbone.frozen_stages}"
+        )
+    if model.roi_align.sampling_ratio < 1:
+        raise ValueError(
+            "`model.roi_align.sampling_ratio` is at least 1 sample per bin and axis. "
+            f"Received: {model.roi_align.sampling_ratio}"
+        )
+
+
+def _merge(base, new, where):
+    try:
+        return OmegaConf.merge(base, new)
+    except omegaconf.errors.ConfigKeyError as error:
+        key = error.full_key or str(error.key)
+        known = _keys(base)
+        raise ValueError(f"Unknown key `{key}` in {where}." + _nearest(key, known)) from None
+    except omegaconf.errors.OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise ValueError(f"Wrong value for `{error.full_key}` in {where}: {message}") from None
+
+
+def _keys(node, prefix=""):
+    names = []
+    for key in node:
+        names.append(prefix + key)
+        if OmegaConf.is_dict(node[key]):
+            names += _keys(node[key], f"{prefix}{key}.")
+    return names
+
+
+def _nearest(word, choices):
+    by_leaf = [c for c in choices if c.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    close = by_leaf or difflib.get_close_matches(word, choices, n=1, cutoff=0.4)
+    return f" Did you mean `{close[0]}`?" if close else ""

@@ -1,0 +1,1 @@
+"""Files to batches: COCO json and images in, `tf.data.Dataset` of (inputs, targets) out."""

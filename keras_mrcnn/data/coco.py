@@ -1,0 +1,233 @@
+"""COCO json and an image folder to checked records: the first station of the walk.
+
+Comes in: files as people have them. Goes out: `CocoDataset`, whose records need no further checks, and a list
+of everything that was left out.
+"""
+
+import json
+import os
+
+import numpy as np
+
+from keras_mrcnn.data import checks
+from keras_mrcnn.data.records import Category, CocoDataset, Problem, Record
+
+__all__ = ["Category", "CocoDataset", "Problem", "Record", "load_coco"]
+
+
+def load_coco(annotations, images, categories=None, invalid="skip", check_images=True):
+    """Reads and checks a COCO data set.
+
+    An object may have polygons, an RLE (compressed or not) or only a box; `info`, `licenses`, `area`, and
+    either of `bbox` and `segmentation` may be missing; ids may have gaps; image ids may be strings, and "7"
+    and 7 are the same image. Boxes that leave the image are clipped to it. An image whose annotations are all
+    left out stays, as an image without objects.
+
+    Args:
+        annotations: path of the COCO json.
+        images: folder that the `file_name`s of the json are relative to.
+        categories: list of `Category`, those of a model, in the order of its class index. None: those of the
+            json, ordered by id.
+        invalid: "skip": leave out what is broken and list it in `skipped`; "error": raise at the first.
+        check_images: decode every image once. Otherwise the sizes in the json are believed.
+
+    Returns:
+        `CocoDataset`.
+
+    Raises:
+        ValueError: The json is not a COCO file, the folder does not exist, or, with invalid="error",
+            something is broken; the message names file, image id and annotation id.
+    """
+    if invalid not in ("skip", "error"):
+        raise ValueError(f'`invalid` must be "skip" or "error". Received: invalid={invalid!r}')
+    annotations, images = os.fspath(annotations), os.fspath(images)
+    content = _read_json(annotations)
+    if not os.path.isdir(images):
+        raise ValueError(
+            f"`images` must be the folder that holds the image files. There is no folder: {images}"
+        )
+    loader = _Loader(annotations, images, invalid)
+    return loader.load(content, categories, check_images)
+
+
+def _read_json(path):
+    if not os.path.isfile(path):
+        raise ValueError(f"`annotations` must be the path of a COCO json file. There is no file: {path}")
+    try:
+        with open(path, "rb") as file:
+            content = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`annotations` must be a json file. {path} is not json: {error}") from error
+    expected = "`annotations` must hold a json object with the lists images, annotations and categories"
+    if not isinstance(content, dict):
+        raise ValueError(f"{expected}. {path} holds a {type(content).__name__}")
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            raise ValueError(f"{expected}. {path} has no {key}; it has {sorted(content)}")
+        if not isinstance(content[key], list):
+            raise ValueError(f"{expected}. In {path}, {key} is a {type(content[key]).__name__}")
+    return content
+
+
+def _key(identifier):
+    """Ids are compared as text, so that "7", 7 and 7.0 are one id."""
+    if isinstance(identifier, float) and identifier.is_integer():
+        identifier = int(identifier)
+    return str(identifier)
+
+
+def _is_id(value):
+    return (
+        isinstance(value, int | str)
+        and not isinstance(value, bool)
+        or (isinstance(value, float) and value == value)
+    )
+
+
+class _Loader:
+    """One reading of one data set; `problems` grows, or the first one is raised."""
+
+    def __init__(self, json_path, folder, invalid):
+        self.json_path = json_path
+        self.folder = folder
+        self.invalid = invalid
+        self.problems = []
+
+    def report(self, kind, what, file=None, image_id=None, annotation_id=None):
+        problem = Problem(file or self.json_path, image_id, annotation_id, what, kind)
+        if self.invalid == "error":
+            raise ValueError(f'{problem} (invalid="skip" leaves it out and goes on.)')
+        self.problems.append(problem)
+
+    def load(self, content, model_categories, check_images):
+        own_categories = self._categories(content["categories"])
+        categories = sorted(own_categories.values(), key=lambda category: category.id)
+        if model_categories is not None:
+            categories = list(model_categories)
+            self._compare_categories(own_categories, categories)
+        class_index = {_key(category.id): index for index, category in enumerate(categories)}
+        class_index = {
+            key: class_index.get(key) for key in own_categories if own_categories[key] in categories
+        }
+
+        entries = self._images(content["images"])
+        of_image = self._group(content["annotations"], entries)
+        paths = {key: os.path.join(self.folder, entry["file_name"]) for key, entry in entries.items()}
+        decoded = checks.image_sizes(list(paths.values())) if check_images else [None] * len(entries)
+        records = []
+        for (key, entry), size in zip(entries.items(), decoded, strict=True):
+            try:
+                height, width = checks.check_size(entry, size)
+            except checks.Broken as broken:
+                what = f"{broken.what} Left out with its {len(of_image[key])} annotations."
+                self.report(broken.kind, what, paths[key], entry["id"])
+                continue
+            records.append(self._record(entry["id"], paths[key], height, width, of_image[key], class_index))
+        return CocoDataset(records, categories, self.problems)
+
+    def _categories(self, entries):
+        """Categories of the json by key; raises whatever `invalid` is: without them nothing has a meaning."""
+        categories = {}
+        for entry in entries:
+            if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
+                raise ValueError(
+                    f"{self.json_path}: every entry of categories must be an object with a whole number "
+                    f"as id and a name. Received: {entry!r}"
+                )
+            if _key(entry["id"]) in categories:
+                raise ValueError(
+                    f"{self.json_path}: category id {entry['id']} is there twice. Ids must be unique."
+                )
+            categories[_key(entry["id"])] = Category(entry["id"], str(entry["name"]))
+        return categories
+
+    def _compare_categories(self, own, model_categories):
+        for category in own.values():
+            if category not in model_categories:
+                known = ", ".join(f"{known.id} {known.name}" for known in model_categories)
+                self.report(
+                    "category unknown to the model",
+                    f"category {category.id} {category.name!r} is not one of the model's ({known}). Give the "
+                    "json the model's ids and names, or build a model for these categories.",
+                )
+
+    def _images(self, entries):
+        """Usable image entries by key, in the order of the json."""
+        images = {}
+        for position, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+                self.report(
+                    "bad image entry",
+                    f"entry {position} of images must be an object with an id. Got {entry!r}.",
+                )
+            elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+                what = f"expected the name of a file as file_name, got {entry.get('file_name')!r}."
+                self.report("bad image entry", what, image_id=entry["id"])
+            elif _key(entry["id"]) in images:
+                first = images[_key(entry["id"])]["file_name"]
+                what = f"the image id must be unique, but {first} has it too; its annotations go to {first}."
+                file = os.path.join(self.folder, entry["file_name"])
+                self.report("duplicate image id", f"{what} This entry is left out.", file, entry["id"])
+            else:
+                images[_key(entry["id"])] = entry
+        return images
+
+    def _group(self, annotations, entries):
+        """Annotations with their positions, by the key of their image."""
+        of_image = {key: [] for key in entries}
+        for position, annotation in enumerate(annotations):
+            if not isinstance(annotation, dict):
+                what = f"entry {position} of annotations must be an object. Got {annotation!r}."
+                self.report("bad annotation entry", what, annotation_id=position)
+            elif _key(annotation.get("image_id")) not in of_image:
+                what = "expected an image_id that is among images. Add the image or remove the annotation."
+                identifier = annotation.get("id", position)
+                self.report("annotation without image", what, None, annotation.get("image_id"), identifier)
+            else:
+                of_image[_key(annotation["image_id"])].append((position, annotation))
+        return of_image
+
+    def _record(self, image_id, path, height, width, annotations, class_index):
+        """The record of one image; what is broken among its annotations is reported."""
+        boxes, classes, crowd, segmentations, ids, areas = [], [], [], [], [], []
+        for position, annotation in annotations:
+            identifier = annotation.get("id", position)
+
+            def report(kind, what, identifier=identifier):
+                self.report(kind, what, path, image_id, identifier)
+
+            try:
+                class_id = self._class(annotation, class_index)
+                box, segmentation, area = checks.check_annotation(annotation, height, width, report)
+            except checks.Broken as broken:
+                report(broken.kind, broken.what)
+                continue
+            boxes.append(box)
+            classes.append(class_id)
+            crowd.append(bool(annotation.get("iscrowd", 0)))
+            segmentations.append(segmentation)
+            ids.append(identifier)
+            areas.append(area)
+        return Record(
+            image_id=image_id,
+            path=path,
+            height=height,
+            width=width,
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            classes=np.array(classes, np.int32),
+            crowd=np.array(crowd, bool),
+            segmentations=segmentations,
+            annotation_ids=ids,
+            areas=np.array(areas, np.float32),
+        )
+
+    def _class(self, annotation, class_index):
+        category_id = annotation.get("category_id")
+        index = class_index.get(_key(category_id))
+        if index is None:
+            raise checks.Broken(
+                "category unknown",
+                "expected a category_id that is among the categories of the json and of the model, "
+                f"got {category_id!r}.",
+            )
+        return index

@@ -1,0 +1,189 @@
+"""Records to batches in the network frame.
+
+Every element is `(inputs, targets)`; letters: B images, G true boxes (padded to the most of the batch, at
+least 1), H and W the common size (multiples of 32), M the side of a mask crop.
+
+    inputs  = {"images": uint8 [B, H, W, 3] RGB, padded right and below with 0,
+               "image_sizes": int32 [B, 2] valid (height, width)}
+    targets = {"boxes": float32 [B, G, 4] (x1, y1, x2, y2), pixels of the network frame,
+               "classes": int32 [B, G], "valid": bool [B, G], False for padding,
+               "masks": uint8 [B, G, M, M] 0 or 1, crops of the boxes,
+               "has_mask": bool [B, G], False where an object has a box only}
+"""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mrcnn.data import images, masks, transforms
+
+
+def trainable(records):
+    """The records that have something to learn from: those with at least one object that is no crowd."""
+    return [record for record in records if (~record.crowd).any()]
+
+
+def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
+    """Shuffled and augmented batches; every iteration over the dataset is the next epoch.
+
+    An epoch holds every trainable image once. Batches hold images of one orientation (wide or tall), except
+    those filled with what the two groups leave over; only the last batch may be smaller. Order and
+    augmentation are functions of (seed, epoch, image) alone: a dataset made with `first_epoch=k` repeats what
+    an uninterrupted run saw from epoch k on.
+
+    Args:
+        records: list of `Record`; those without an object to learn from are not used (see `trainable`).
+        data_config: `config.Data`.
+        input_config: `config.Input`; caps the long edge.
+        seed: integer, at least 0.
+        first_epoch: number of the epoch that the first iteration gives.
+
+    Returns:
+        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size).
+
+    Raises:
+        ValueError: No record has an object to learn from.
+    """
+    records = trainable(records)
+    if not records:
+        raise ValueError(
+            "`records` must hold at least one image with an object that is no crowd. Received none."
+        )
+    wide = np.array([record.width >= record.height for record in records])
+    epochs = itertools.count(first_epoch)
+
+    def indices():
+        epoch = next(epochs)
+        for index in epoch_order(wide, data_config.batch_size, seed, epoch):
+            yield index, epoch
+
+    def augment(example, index, epoch):
+        draw = tf.random.split(
+            tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]), index), 3
+        )
+        flips = (
+            (transforms.horizontal_flip, data_config.flip),
+            (transforms.vertical_flip, data_config.vertical_flip),
+        )
+        for key, (transform, probability) in zip(tf.unstack(draw[:2]), flips, strict=True):
+            if probability > 0:
+                example = transforms.randomly(transform, example, probability, key)
+        return transforms.random_resize(
+            example, list(data_config.short_edges), input_config.long_edge, draw[2]
+        )
+
+    signature = (tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32))
+    order = tf.data.Dataset.from_generator(indices, output_signature=signature)
+    return _batches(records, order, augment, data_config.batch_size)
+
+
+def evaluation_dataset(records, data_config, input_config):
+    """Batches of every record in the given order, without augmentation, images without objects included.
+
+    Args:
+        records: list of `Record`, at least one.
+        data_config: `config.Data`.
+        input_config: `config.Input`; short and long edge.
+
+    Returns:
+        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size).
+
+    Raises:
+        ValueError: `records` is empty.
+    """
+    if not records:
+        raise ValueError("`records` must hold at least one image. Received none.")
+
+    def scale(example, index):
+        return transforms.resize(example, input_config.short_edge, input_config.long_edge)
+
+    order = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
+    return _batches(records, order, scale, data_config.batch_size)
+
+
+def epoch_order(wide, batch_size, seed, epoch):
+    """Order of the images in one epoch, so that consecutive runs of `batch_size` are the batches.
+
+    Args:
+        wide: bool `[N]`, the group of each image.
+        batch_size: images in a batch.
+        seed, epoch: integers, at least 0; the order depends on nothing else.
+
+    Returns:
+        int `[N]`, a permutation. Batches are of one group as far as the groups go; what is left over is mixed
+        in further batches; all are shuffled, the partial one comes last.
+    """
+    random = np.random.default_rng([seed, epoch])
+    full, leftovers = [], []
+    for group in (np.flatnonzero(wide), np.flatnonzero(~wide)):
+        random.shuffle(group)
+        whole = len(group) // batch_size * batch_size
+        full += list(group[:whole].reshape(-1, batch_size))
+        leftovers += list(group[whole:])
+    leftovers = random.permutation(np.array(leftovers, np.int64))
+    whole = len(leftovers) // batch_size * batch_size
+    full += list(leftovers[:whole].reshape(-1, batch_size))
+    batches = [full[position] for position in random.permutation(len(full))]
+    return np.concatenate([*batches, leftovers[whole:]]).astype(np.int64)
+
+
+def _batches(records, order, transform, batch_size):
+    """Maps an order of record indices to padded batches; `transform(example, *order element)` augments."""
+    paths = tf.constant([record.path for record in records])
+
+    def load(*element):
+        index = element[0]
+        objects = tf.numpy_function(
+            lambda i: _objects(records[i]),
+            [index],
+            [tf.float32, tf.int32, tf.uint8, tf.bool, tf.int32],
+            stateful=False,
+        )
+        boxes, classes, crops, has_mask, size = objects
+        image = images.decode(tf.io.read_file(paths[index]))
+        message = (
+            "The size of an image is not that of its record: load the data set again with check_images=True."
+        )
+        check = tf.debugging.assert_equal(tf.shape(image)[:2], size, message=message, summarize=2)
+        with tf.control_dependencies([check]):
+            image = tf.identity(image)
+        example = {
+            "image": image,
+            "boxes": tf.ensure_shape(boxes, [None, 4]),
+            "masks": tf.ensure_shape(crops, [None, masks.CROP_SIZE, masks.CROP_SIZE]),
+        }
+        example = transform(example, *element)
+        return _pack(example, tf.ensure_shape(classes, [None]), tf.ensure_shape(has_mask, [None]))
+
+    batches = order.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.padded_batch(batch_size)  # with 0 and False
+    cardinality = -(-len(records) // batch_size)
+    return batches.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(tf.data.AUTOTUNE)
+
+
+def _pack(example, classes, has_mask):
+    """One unbatched element; an image without objects gets one column of padding."""
+    image = example["image"]
+    inputs = {"images": images.pad_to_stride(image), "image_sizes": tf.shape(image)[:2]}
+    targets = {
+        "boxes": example["boxes"],
+        "classes": classes,
+        "valid": tf.ones_like(classes, tf.bool),
+        "masks": example["masks"],
+        "has_mask": has_mask,
+    }
+    missing = tf.maximum(1 - tf.shape(classes)[0], 0)
+    for name, value in targets.items():
+        targets[name] = tf.pad(value, [[0, missing]] + [[0, 0]] * (value.shape.rank - 1))
+    return inputs, targets
+
+
+def _objects(record):
+    """Boxes, classes, mask crops and has_mask of the objects that are no crowds, and the image's size."""
+    chosen = np.flatnonzero(~record.crowd)
+    crops = np.zeros((len(chosen), masks.CROP_SIZE, masks.CROP_SIZE), np.uint8)
+    for crop, index in zip(crops, chosen, strict=True):
+        crop[:] = masks.object_crop(record.segmentations[index], record.boxes[index])
+    size = np.array([record.height, record.width], np.int32)
+    return record.boxes[chosen], record.classes[chosen], crops, crops.any(axis=(1, 2)), size

@@ -1,0 +1,89 @@
+"""The losses L = L_cls + L_box + L_mask (section 3) and the RPN's, one pure function each.
+
+All sums are float32. Where there is nothing to learn from, a loss is 0 and still depends on its inputs, so
+that gradients exist.
+"""
+
+from keras import ops
+
+
+def sigmoid_cross_entropy(logits, labels):
+    """Elementwise binary cross-entropy of logits, stable for large ones."""
+    return ops.maximum(logits, 0) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+
+
+def rpn_objectness(logits, indices, labels, weights, deltas, samples):
+    """Objectness of the sampled anchors (Faster R-CNN, eq. 1, first term).
+
+    Args:
+        logits: list over levels of float32 `[B, A_k]`.
+        indices, labels, weights, deltas: the sample that `RPNTargets` returns.
+        samples: int, anchors per image in a full sample.
+
+    Returns:
+        float32 scalar: sum of cross-entropies / (B * samples).
+    """
+    logits = ops.take_along_axis(ops.concatenate(logits, axis=1), indices, axis=1)
+    total = ops.sum(sigmoid_cross_entropy(logits, labels) * weights)
+    return total / (samples * ops.cast(ops.shape(logits)[0], "float32"))
+
+
+def rpn_box(deltas, indices, labels, weights, targets, samples):
+    """L1 of the positive anchors' deltas (Faster R-CNN, eq. 1, second term).
+
+    Args:
+        deltas: list over levels of float32 `[B, A_k, 4]`.
+        indices, labels, weights, targets: the sample that `RPNTargets` returns.
+        samples: int, anchors per image in a full sample.
+
+    Returns:
+        float32 scalar: sum / (B * samples).
+    """
+    deltas = ops.take_along_axis(ops.concatenate(deltas, axis=1), indices[..., None], axis=1)
+    positive = labels * weights > 0
+    difference = ops.where(positive[..., None], ops.abs(deltas - targets), 0.0)
+    return ops.sum(difference) / (samples * ops.cast(ops.shape(deltas)[0], "float32"))
+
+
+def classification(logits, classes):
+    """Softmax cross-entropy, mean over all sampled regions (Fast R-CNN, eq. 1, first term).
+
+    Args:
+        logits: float32 `[N, C + 1]`.
+        classes: int32 `[N]`, C for background.
+    """
+    log_probabilities = ops.log_softmax(logits)
+    own = ops.take_along_axis(log_probabilities, classes[:, None], axis=1)
+    return -ops.sum(own) / _at_least_one(classes)
+
+
+def box(deltas, targets, classes, foreground):
+    """L1 of the true class's deltas over foreground regions, divided by the number of all sampled regions.
+
+    Args:
+        deltas: float32 `[N, C, 4]`.
+        targets: float32 `[N, 4]`.
+        classes: int32 `[N]`; read for foreground only.
+        foreground: bool `[N]`.
+    """
+    own = ops.where(foreground, classes, 0)
+    deltas = ops.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
+    difference = ops.where(foreground[:, None], ops.abs(deltas - targets), 0.0)
+    return ops.sum(difference) / _at_least_one(classes)
+
+
+def mask(logits, targets, has_mask):
+    """Mean binary cross-entropy of the true class's mask (section 3, "L_mask").
+
+    Args:
+        logits: float32 `[F, M, M]`, of the true class of each foreground region.
+        targets: float32 `[F, M, M]`, 0 or 1.
+        has_mask: bool `[F]`; regions of objects that are labelled with a box only do not count.
+    """
+    counted = ops.cast(has_mask, "float32")
+    of_region = ops.mean(sigmoid_cross_entropy(logits, targets), axis=(1, 2))
+    return ops.sum(of_region * counted) / ops.maximum(ops.sum(counted), 1.0)
+
+
+def _at_least_one(rows):
+    return ops.maximum(ops.cast(ops.shape(rows)[0], "float32"), 1.0)

@@ -1,0 +1,216 @@
+"""Mask R-CNN, assembled (He et al., *Mask R-CNN*, Figures 1 and 4).
+
+Letters: B images, A anchors, P proposals, R sampled regions, D detections, G true objects, C classes without
+background, M mask side.
+"""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_mrcnn import config as configs
+from keras_mrcnn import losses
+from keras_mrcnn.backbones.fpn import FPN
+from keras_mrcnn.backbones.normalize import Normalize
+from keras_mrcnn.backbones.resnet import ResNet
+from keras_mrcnn.data.coco import Category
+from keras_mrcnn.roi.box_head import BoxHead
+from keras_mrcnn.roi.detections import Detections
+from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks, of_class
+from keras_mrcnn.roi.pooling import RoIPooling
+from keras_mrcnn.roi.sampling import RoISampling
+from keras_mrcnn.roi.targets import box_targets, mask_targets
+from keras_mrcnn.rpn.anchors import Anchors
+from keras_mrcnn.rpn.head import RPNHead
+from keras_mrcnn.rpn.proposals import Proposals
+from keras_mrcnn.rpn.targets import RPNTargets
+
+LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
+
+
+@keras.saving.register_keras_serializable(package="keras_mrcnn")
+class MaskRCNN(keras.Model):
+    """Mask R-CNN with a ResNet-FPN backbone.
+
+    Inputs, a dictionary:
+        images: uint8 or float `[B, H, W, 3]`, RGB 0-255, in the network frame (resized, padded right and
+            bottom); normalisation is inside the model.
+        image_sizes: int32 `[B, 2]`, valid height and width of each, pixels.
+
+    Outputs, a dictionary, in the network frame, best first, padded with zeros:
+        boxes: float32 `[B, D, 4]`, (x1, y1, x2, y2), pixels.
+        scores: float32 `[B, D]`.
+        classes: int32 `[B, D]`, index into `categories`.
+        num_detections: int32 `[B]`, valid rows.
+        masks: float32 `[B, D, M, M]`, probabilities of the detected class over its box.
+
+    Targets of `fit` and `evaluate`, a dictionary (`data.pipeline` makes it):
+        boxes: float32 `[B, G, 4]`; classes: int32 `[B, G]`; valid: bool `[B, G]`, False for padding.
+        masks: `[B, G, S, S]`, 0 or 1, each cut to its own box; has_mask: bool `[B, G]`.
+
+    Args:
+        config: a `config.Model`, or the dictionary that `get_config` made of one.
+        categories: for each class its `Category` (or a dictionary with "id" and "name", or just a name).
+        seed: int or None, of the random sampling in training.
+
+    Example:
+        >>> model = MaskRCNN(config.load("nuclei_r18_fpn").model, ["nucleus"])
+        >>> model.compile(keras.optimizers.SGD(0.01, momentum=0.9))
+        >>> model.fit(dataset)
+    """
+
+    def __init__(self, config, categories, seed=None, dtype=None, name="mask_rcnn"):
+        config = configs.model_from_dict(config) if isinstance(config, dict) else config
+        categories = [_category(index, given) for index, given in enumerate(categories)]
+        if not categories:
+            raise ValueError("`categories` names at least one class. Received: an empty list.")
+        stations = _stations(config, len(categories), seed, dtype)
+        inputs = {
+            "images": keras.Input((None, None, 3), name="images", dtype="float32"),
+            "image_sizes": keras.Input((2,), name="image_sizes", dtype="int32"),
+        }
+        super().__init__(inputs, _detect(stations, inputs), name=name)
+        self.config = config
+        self.categories = categories
+        self.seed = seed
+        for station, layer in stations.items():
+            setattr(self, station, layer)
+        self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *LOSSES)]
+
+    @property
+    def metrics(self):
+        """One running mean for each named loss, and of their sum."""
+        return self._trackers
+
+    def compute_losses(self, inputs, targets, training=True):
+        """The named losses of a batch, float32 scalars; see `losses` for each."""
+        pyramid = self.fpn(
+            self.backbone(self.normalize(inputs["images"], inputs["image_sizes"]), training=training)
+        )
+        logits, deltas = self.rpn_head(pyramid)
+        anchors = self.anchors(pyramid)
+        true = targets["boxes"], targets["valid"]
+        sampled = self.rpn_targets(ops.concatenate(anchors), *true)
+        proposals = self.proposals(logits, deltas, anchors, inputs["image_sizes"], training=True)
+        regions = self.roi_sampling(proposals[0], proposals[2], *true)
+        boxes, _, foreground, background = regions
+
+        class_logits, box_deltas = self.box_head(self.box_pooling(pyramid, boxes, foreground | background))
+        mask_logits = self.mask_head(self.mask_pooling(pyramid, boxes, foreground))
+        classes, true_deltas, is_foreground = box_targets(
+            regions, targets, len(self.categories), self.config.box_head.box_weights
+        )
+        mask_classes, masks, has_mask = mask_targets(regions, targets, mask_logits.shape[1])
+        return {
+            "rpn_objectness": losses.rpn_objectness(logits, *sampled, self.config.rpn.samples),
+            "rpn_box": losses.rpn_box(deltas, *sampled, self.config.rpn.samples),
+            "class": losses.classification(class_logits, classes),
+            "box": losses.box(box_deltas, true_deltas, classes, is_foreground),
+            "mask": losses.mask(of_class(mask_logits, mask_classes), masks, has_mask),
+        }
+
+    def train_step(self, data):
+        """One step of `fit`: forward, losses, gradients, update."""
+        inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            named = self.compute_losses(inputs, targets, training=True)
+            loss = sum(named.values()) + sum(self.losses)
+            # Under tf.distribute the replicas' gradients are summed.
+            loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled, variables), variables)
+        return self._track(named)
+
+    def test_step(self, data):
+        """One step of `evaluate`: the losses of `train_step` without learning."""
+        inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._track(self.compute_losses(inputs, targets, training=False))
+
+    def _track(self, named):
+        values = [sum(named.values()), *(named[name] for name in LOSSES)]
+        for tracker, value in zip(self._trackers, values, strict=True):
+            tracker.update_state(value)
+        return {tracker.name: tracker.result() for tracker in self._trackers}
+
+    def get_config(self):
+        return {
+            "config": configs.to_dict(self.config),
+            "categories": [{"id": category.id, "name": category.name} for category in self.categories],
+            "seed": self.seed,
+            "dtype": keras.saving.serialize_keras_object(self.box_head.dtype_policy),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**{**config, "dtype": keras.saving.deserialize_keras_object(config["dtype"])})
+
+
+def _category(index, given):
+    if isinstance(given, str):
+        return Category(index + 1, given)
+    return Category(given["id"], given["name"]) if isinstance(given, dict) else given
+
+
+def _stations(config, num_classes, seed, dtype):
+    """Every layer of the walk by name, in the order that data goes."""
+    seeds = (None, None) if seed is None else (seed, seed + 1)
+    sampling = config.roi_align.sampling_ratio
+    return {
+        "normalize": Normalize(config.input.mean, config.input.std, dtype=dtype, name="normalize"),
+        "backbone": ResNet(
+            config.backbone.name,
+            config.backbone.norm,
+            config.backbone.frozen_stages,
+            dtype=dtype,
+            name="backbone",
+        ),
+        "fpn": FPN(config.fpn.channels, dtype=dtype, name="fpn"),
+        "anchors": Anchors(config.anchors.sizes, config.anchors.aspect_ratios, name="anchors"),
+        "rpn_head": RPNHead(
+            len(config.anchors.aspect_ratios), config.rpn.channels, dtype=dtype, name="rpn_head"
+        ),
+        "rpn_targets": RPNTargets(
+            config.rpn.positive_iou,
+            config.rpn.negative_iou,
+            config.rpn.samples,
+            config.rpn.positive_fraction,
+            seed=seeds[0],
+            name="rpn_targets",
+        ),
+        "proposals": Proposals(**vars(config.proposals), name="proposals"),
+        "roi_sampling": RoISampling(**vars(config.sampling), seed=seeds[1], name="roi_sampling"),
+        "box_pooling": RoIPooling(config.box_head.pool_size, sampling, dtype=dtype, name="box_pooling"),
+        "box_head": BoxHead(num_classes, config.box_head.units, dtype=dtype, name="box_head"),
+        "detections": Detections(
+            **vars(config.detections), box_weights=config.box_head.box_weights, name="detections"
+        ),
+        "mask_pooling": RoIPooling(config.mask_head.pool_size, sampling, dtype=dtype, name="mask_pooling"),
+        "mask_head": MaskHead(
+            num_classes, config.mask_head.convs, config.mask_head.channels, dtype=dtype, name="mask_head"
+        ),
+        "region_masks": RegionMasks(name="region_masks"),
+    }
+
+
+def _detect(stations, inputs):
+    """The outputs of the model: the walk from images to detections and their masks."""
+    station = stations.__getitem__
+    images, image_sizes = inputs["images"], inputs["image_sizes"]
+    pyramid = station("fpn")(station("backbone")(station("normalize")(images, image_sizes)))
+    logits, deltas = station("rpn_head")(pyramid)
+    anchors = station("anchors")(pyramid)
+    proposals, _, valid = station("proposals")(logits, deltas, anchors, image_sizes)
+    class_logits, box_deltas = station("box_head")(station("box_pooling")(pyramid, proposals, valid))
+    boxes, scores, classes, valid = station("detections")(
+        proposals, valid, class_logits, box_deltas, image_sizes
+    )
+    mask_logits = station("mask_head")(station("mask_pooling")(pyramid, boxes, valid))
+    return {
+        "boxes": boxes,
+        "scores": scores,
+        "classes": classes,
+        "num_detections": ops.sum(ops.cast(valid, "int32"), axis=1),
+        "masks": station("region_masks")(mask_logits, classes, valid),
+    }

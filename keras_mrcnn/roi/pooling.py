@@ -1,0 +1,57 @@
+"""Regions to features of one size: RoIAlign on the pyramid level that fits each region."""
+
+import keras
+from keras import ops
+
+from keras_mrcnn.ops import multilevel_roi_align
+
+
+class RoIPooling(keras.layers.Layer):
+    """RoIAlign of the valid regions of all images, in one list without padding.
+
+    Args:
+        pool_size: int, S, side of the pooled features.
+        sampling_ratio: int, samples per bin along each side.
+
+    Call arguments:
+        pyramid: list of `[B, H_k, W_k, C]`, P2 (stride 4) first; only the first four are pooled from.
+        boxes: float32 `[B, R, 4]`, pixels.
+        valid: bool `[B, R]`.
+
+    Returns:
+        `[N, S, S, C]`, N the number of valid regions, in row-major order of `valid`.
+    """
+
+    def __init__(self, pool_size=7, sampling_ratio=2, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_jit = False
+        self.pool_size = pool_size
+        self.sampling_ratio = sampling_ratio
+
+    def call(self, pyramid, boxes, valid):
+        image, place = ops.nonzero(valid)
+        flat = image * ops.shape(boxes)[1] + place
+        boxes = ops.take(ops.reshape(boxes, [-1, 4]), flat, axis=0)
+        image = ops.cast(image, "int32")
+        return multilevel_roi_align(pyramid[:4], boxes, image, self.pool_size, self.sampling_ratio)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "pool_size": self.pool_size,
+            "sampling_ratio": self.sampling_ratio,
+        }
+
+
+def take_valid(values, valid):
+    """Rows `[N, ...]` of `values` `[B, R, ...]` where `valid` `[B, R]`, in the order of `RoIPooling`."""
+    flat = ops.nonzero(ops.reshape(valid, [-1]))[0]
+    return ops.take(ops.reshape(values, [-1, *values.shape[2:]]), flat, axis=0)
+
+
+def put_valid(rows, valid):
+    """The inverse of `take_valid`: `[B, R, ...]` with `rows` `[N, ...]` where valid, zeros elsewhere."""
+    batch, regions = ops.shape(valid)
+    flat = ops.nonzero(ops.reshape(valid, [-1]))[0]
+    values = ops.scatter(flat[:, None], rows, (batch * regions, *rows.shape[1:]))
+    return ops.reshape(values, (batch, regions, *rows.shape[1:]))
