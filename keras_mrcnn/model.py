@@ -4,6 +4,8 @@ Letters: B images, A anchors, P proposals, R sampled regions, D detections, G tr
 background, M mask side.
 """
 
+import os
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -13,7 +15,9 @@ from keras_mrcnn import losses
 from keras_mrcnn.backbones.fpn import FPN
 from keras_mrcnn.backbones.normalize import Normalize
 from keras_mrcnn.backbones.resnet import ResNet
-from keras_mrcnn.data.coco import Category
+from keras_mrcnn.data.images import load_image, network_frame
+from keras_mrcnn.data.records import Category
+from keras_mrcnn.results import Results
 from keras_mrcnn.roi.box_head import BoxHead
 from keras_mrcnn.roi.detections import Detections
 from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks, of_class
@@ -126,6 +130,37 @@ class MaskRCNN(keras.Model):
         """One step of `evaluate`: the losses of `train_step` without learning."""
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._track(self.compute_losses(inputs, targets, training=False))
+
+    def detect(self, images, batch_size=1):
+        """What is in some images.
+
+        Args:
+            images: one image or a list of them: paths, arrays `[H, W]`, `[H, W, 1 | 3 | 4]` (RGB), PIL images.
+            batch_size: int, images that go through the network together, padded to a common size.
+
+        Returns:
+            `Results` in the pixels of the image as given, or a list of them when a list was given.
+        """
+        if not isinstance(images, list | tuple):
+            return self.detect([images])[0]
+        results = []
+        for start in range(0, len(images), batch_size):
+            sources = [load_image(image) for image in images[start : start + batch_size]]
+            edges = self.config.input.short_edge, self.config.input.long_edge
+            inputs = network_frame(sources, *edges)
+            outputs = self.predict_on_batch(inputs)
+            for row, (given, source) in enumerate(zip(images[start:], sources, strict=False)):
+                results.append(
+                    Results.from_detections(
+                        {name: value[row] for name, value in outputs.items()},
+                        inputs["image_sizes"][row],
+                        source.shape[:2],
+                        self.categories,
+                        image=source,
+                        image_id=str(given) if isinstance(given, str | os.PathLike) else None,
+                    )
+                )
+        return results
 
     def _track(self, named):
         values = [sum(named.values()), *(named[name] for name in LOSSES)]

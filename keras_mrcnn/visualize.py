@@ -9,14 +9,16 @@ import pathlib
 import numpy as np
 
 _GOLDEN_RATIO = 0.618033988749895
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+_DARKEST = 0.42  # luminance 0..1 of the darkest colour
 _TINY = 1.5  # lines of text; a box lower or narrower than that gets no label
 
 
 def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_labels=30, scale=1):
     """Draws objects on an image: a tint and an outline for the mask, a thin box, a small label.
 
-    The n-th object always has the n-th colour. Labels are left out on boxes too small to carry one, and
-    altogether when there are more than `max_labels` objects; boxes too, where a mask is there to be seen.
+    The n-th object always has the n-th colour. A box too small to carry a label gets none, and with more
+    than `max_labels` objects none gets one; where there is no label, a mask is drawn without its box.
 
     Args:
         image: uint8 `[H, W, 3]` RGB, `[H, W]` or `[H, W, 1]` grey; not changed.
@@ -46,7 +48,9 @@ def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_l
     masks = [_scaled(mask, scale, picture.shape[:2]) for mask in masks]
     colours = [colour(index) for index in range(count)]
     line = max(1, round(min(picture.shape[:2]) / 500))
-    crowded = count > max_labels
+    sides = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    row = _line_height(cv2, _font_size(picture.shape[:2]))
+    roomy = (sides >= _TINY * row) & (count <= max_labels)
     # large objects first, so that small ones lie on top of them
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     for index in order:
@@ -55,11 +59,10 @@ def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_l
     for index in order:
         if masks[index] is not None:
             _outline(cv2, picture, masks[index], colours[index], line)
-        if masks[index] is None or not crowded:
+        if masks[index] is None or roomy[index]:
             _box(cv2, picture, boxes[index], colours[index], line)
-    if not crowded:
-        texts = [_text(labels, scores, index) for index in range(count)]
-        _write_labels(cv2, picture, boxes, texts, colours)
+    texts = [_text(labels, scores, index) if roomy[index] else "" for index in range(count)]
+    _write_labels(cv2, picture, boxes, texts, colours)
     return picture
 
 
@@ -96,7 +99,10 @@ def colour(index):
     hue = (0.58 + index * _GOLDEN_RATIO) % 1.0
     saturation = (0.9, 0.65, 1.0)[index // 8 % 3]
     value = (1.0, 0.9, 0.8)[index // 5 % 3]
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+    rgb = np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+    # pure blue and violet are lightened: they would be lost on a dark ground
+    white = max(0.0, (_DARKEST - _LUMINANCE @ rgb) / (1.0 - _LUMINANCE @ rgb))
+    return tuple(round(255 * part) for part in (rgb + white * (1.0 - rgb)).tolist())
 
 
 def write_image(path, picture):
@@ -175,7 +181,7 @@ def _write_labels(cv2, picture, boxes, texts, colours):
     row = _line_height(cv2, size)
     taken = []
     for box, text, rgb in zip(boxes, texts, colours, strict=True):
-        if not text or min(box[2] - box[0], box[3] - box[1]) < _TINY * row:
+        if not text:
             continue
         length = _text_width(cv2, text, size) + row // 2
         left = int(np.clip(box[0], 0, max(width - length, 0)))
@@ -188,8 +194,7 @@ def _write_labels(cv2, picture, boxes, texts, colours):
             continue
         taken.append(area)
         picture[top : top + row, left : left + length] = rgb
-        dark = np.dot(rgb, (0.299, 0.587, 0.114)) > 140
-        ink = (0, 0, 0) if dark else (255, 255, 255)
+        ink = (0, 0, 0) if _LUMINANCE @ np.array(rgb) > 140 else (255, 255, 255)
         _put_text(cv2, picture, text, (left + row // 4, top + int(row * 0.75)), size, ink)
 
 

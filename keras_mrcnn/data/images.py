@@ -87,6 +87,25 @@ def pad_to_stride(image):
     return tf.pad(image, [[0, right_and_below[0]], [0, right_and_below[1]], [0, 0]])
 
 
+def network_frame(sources, short_edge, long_edge):
+    """Source images of any sizes as one batch of the model's inputs.
+
+    Args:
+        sources: list of uint8 `[H, W, 3]`, RGB.
+        short_edge, long_edge: as in `network_size`.
+
+    Returns:
+        dictionary: images uint8 numpy `[B, H', W', 3]`, padded right and below with 0 to multiples of 32, and
+        image_sizes int32 `[B, 2]`, the valid height and width of each.
+    """
+    sizes = [network_size(*source.shape[:2], short_edge, long_edge) for source in sources]
+    height, width = (-(-edge // STRIDE) * STRIDE for edge in np.max(sizes, axis=0))
+    batch = np.zeros((len(sources), height, width, 3), np.uint8)
+    for image, source, size in zip(batch, sources, sizes, strict=True):
+        image[: size[0], : size[1]] = resize(source, size)
+    return {"images": batch, "image_sizes": np.array(sizes, np.int32)}
+
+
 def load_image(image):
     """Brings whatever a caller has to uint8 RGB.
 

@@ -1,0 +1,214 @@
+"""The command line: `mrcnn check | train | eval | predict | export | shapes`.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import json
+import pathlib
+import sys
+
+import click
+
+_FILE = click.Path(exists=True, dir_okay=False)
+_FOLDER = click.Path(exists=True, file_okay=False)
+
+
+class _Commands(click.Group):
+    """Wrong input is told in a line; anything else is a defect and keeps its traceback."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except (ValueError, FileNotFoundError) as error:
+            if context.params["traceback"]:
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--traceback", is_flag=True, help="Show where in the code an error came from.")
+@click.version_option(package_name="keras_mrcnn")
+def main(traceback):
+    """Mask R-CNN for Keras 3: train on COCO-style labels, score, predict, export."""
+
+
+@main.command()
+@click.argument("annotations", type=_FILE)
+@click.argument("images", type=_FOLDER)
+def check(annotations, images):
+    """Read a COCO json and its image folder, and say what is in them and what is wrong with them."""
+    from keras_mrcnn.data.coco import load_coco
+
+    dataset = load_coco(annotations, images)
+    click.echo(dataset.summary(examples=20))
+
+
+@main.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+@click.option("--resume", is_flag=True, help="Go on from the last finished epoch in training.output.")
+def train(config, overrides, resume):
+    """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES like data.batch_size=4."""
+    from keras_mrcnn import config as configs
+
+    run(configs.load(config, overrides), resume)
+
+
+def run(config, resume=False):
+    """Train as a `config.Config` says; checkpoints, logs and scores go to `config.training.output`.
+
+    Args:
+        config: `config.Config`; without validation annotations nothing is scored.
+        resume: bool, go on from the last finished epoch.
+
+    Returns:
+        The trained `MaskRCNN`.
+    """
+    import keras
+
+    from keras_mrcnn import config as configs
+    from keras_mrcnn.data.coco import load_coco
+    from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
+    from keras_mrcnn.evaluation import CocoEvaluator
+    from keras_mrcnn.model import MaskRCNN
+    from keras_mrcnn.training import callbacks, schedule
+
+    data, training = config.data, config.training
+    output = pathlib.Path(training.output)
+    last = output / "last.keras"
+    if resume and not last.is_file():
+        raise FileNotFoundError(f"Nothing to resume: there is no {last}. Train without --resume first.")
+    if last.is_file() and not resume:
+        raise ValueError(
+            f"{output} holds an earlier run. Add --resume to go on with it, or choose another training.output=..."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    configs.save(config, output / "config.yaml")
+    keras.utils.set_random_seed(training.seed)
+
+    options = {"invalid": data.invalid, "check_images": data.check_images}
+    learn = load_coco(data.train_annotations, data.train_images, **options)
+    click.echo(f"Training: {learn.summary()}")
+    steps = -(-len(trainable(learn.records)) // data.batch_size)
+    if resume:
+        model = keras.models.load_model(last)
+    else:
+        model = MaskRCNN(config.model, learn.categories, seed=training.seed, dtype=training.precision)
+        model.compile(schedule.optimizer(training, steps))
+    if training.optimizer == "sgd":
+        schedule.regularize(model, training.weight_decay)
+    first_epoch = int(model.optimizer.iterations) // max(steps, 1)
+
+    watchers, validation = [], None
+    if data.val_annotations:
+        valid = load_coco(data.val_annotations, data.val_images, categories=learn.categories, **options)
+        click.echo(f"Validation: {valid.summary()}")
+        validation = evaluation_dataset(valid.records, data, config.model.input)
+        evaluator = CocoEvaluator(valid, max_detections=config.model.detections.max_detections)
+        watchers.append(
+            callbacks.CocoScores(validation, valid.records, evaluator, training.evaluate_every, output)
+        )
+    watchers.append(callbacks.Checkpoints(output))
+    watchers.append(keras.callbacks.CSVLogger(output / "log.csv", append=resume))
+    watchers.append(keras.callbacks.TerminateOnNaN())
+    model.fit(
+        training_dataset(learn.records, data, config.model.input, training.seed, first_epoch),
+        validation_data=validation,
+        epochs=training.epochs,
+        initial_epoch=first_epoch,
+        callbacks=watchers,
+        verbose="auto" if sys.stdout.isatty() else 2,
+    )
+    return model
+
+
+@main.command(name="eval")
+@click.argument("model", type=_FILE)
+@click.argument("annotations", type=_FILE)
+@click.argument("images", type=_FOLDER)
+@click.option("--batch-size", default=1, show_default=True)
+@click.option("--output", type=click.Path(), help="Also write the scores there, as json.")
+def evaluate(model, annotations, images, batch_size, output):
+    """COCO box and mask scores of MODEL (a .keras file) on labelled images."""
+    from keras_mrcnn import config as configs
+    from keras_mrcnn.data.coco import load_coco
+    from keras_mrcnn.data.pipeline import evaluation_dataset
+    from keras_mrcnn.evaluation import CocoEvaluator, format_table
+    from keras_mrcnn.training import callbacks
+
+    model = load_model(model)
+    dataset = load_coco(annotations, images, categories=model.categories)
+    click.echo(dataset.summary())
+    evaluator = CocoEvaluator(dataset, max_detections=model.config.detections.max_detections)
+    batches = evaluation_dataset(
+        dataset.records, configs.Data(batch_size=batch_size), model.config.input
+    )
+    with click.progressbar(length=len(dataset.records), label="Scoring") as bar:
+        scores = callbacks.score(model, batches, dataset.records, evaluator, progress=bar.update)
+    click.echo(format_table(scores))
+    if output:
+        callbacks.write_scores(scores, output)
+
+
+@main.command()
+@click.argument("model", type=_FILE)
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option("--output", default="predictions", show_default=True, type=click.Path(file_okay=False))
+@click.option("--threshold", default=0.5, show_default=True, help="Least score of what is drawn.")
+def predict(model, images, output, threshold):
+    """Draw what MODEL finds in IMAGES (files or folders), and write it as a COCO result json."""
+    model = load_model(model)
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for path in _image_files(images):
+        results = model.detect(path)
+        found += results.to_coco()
+        drawn = folder / f"{path.stem}.png"
+        results.above(threshold).save(drawn)
+        click.echo(f"{path}: {results.above(threshold)} -> {drawn}")
+    (folder / "results.json").write_text(json.dumps(found))
+    click.echo(f"{len(found)} detections of every score -> {folder / 'results.json'}")
+
+
+@main.command()
+@click.argument("model", type=_FILE)
+@click.argument("folder", type=click.Path())
+def export(model, folder):
+    """Write MODEL as a SavedModel of stock TensorFlow operations to FOLDER."""
+    from keras_mrcnn.serving.export import export_saved_model
+
+    export_saved_model(load_model(model), folder)
+    click.echo(f"SavedModel with the signature serving_default (images, image_sizes) -> {folder}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+@click.option("--train", "train_images", default=200, show_default=True, help="Training images.")
+@click.option("--val", "val_images", default=40, show_default=True, help="Validation images.")
+@click.option("--seed", default=0, show_default=True)
+def shapes(folder, train_images, val_images, seed):
+    """Make pictures of circles, triangles and squares with exact masks, as a COCO folder."""
+    from keras_mrcnn.data.shapes import make_shapes
+
+    paths = make_shapes(folder, train_images, val_images, seed=seed)
+    click.echo("mrcnn train shapes_r18_fpn " + " ".join(f"data.{name}={path}" for name, path in paths.items()))
+
+
+def load_model(path):
+    """The `MaskRCNN` of a .keras file, not compiled."""
+    import keras
+
+    import keras_mrcnn.model  # noqa: F401  registers the class
+
+    return keras.models.load_model(path, compile=False)
+
+
+def _image_files(paths):
+    """The files, and the pictures in the folders, in order."""
+    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
+    files = []
+    for path in map(pathlib.Path, paths):
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        files += inside
+    return files

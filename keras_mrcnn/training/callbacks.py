@@ -1,0 +1,122 @@
+"""What happens between epochs: COCO scores, and checkpoints to go on from."""
+
+import json
+import math
+import os
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_mrcnn.evaluation import format_table
+from keras_mrcnn.results import Results
+
+
+def score(model, dataset, records, evaluator, progress=None):
+    """COCO scores of a model, in the source pixels of the records' images.
+
+    Args:
+        model: `MaskRCNN`.
+        dataset: batches `(inputs, targets)` of the records, in their order.
+        records: list of records with `image_id`, `height` and `width`.
+        evaluator: `evaluation.CocoEvaluator` of the records; it is reset.
+        progress: function of the number of images done, or None.
+
+    Returns:
+        What `evaluator.result` returns.
+    """
+    evaluator.reset()
+    done = 0
+    for inputs, _ in dataset:
+        outputs = model.predict_on_batch(inputs)
+        for row, size in enumerate(np.asarray(inputs["image_sizes"])):
+            record = records[done]
+            evaluator.add(
+                Results.from_detections(
+                    {name: value[row] for name, value in outputs.items()},
+                    size,
+                    (record.height, record.width),
+                    model.categories,
+                    image_id=record.image_id,
+                )
+            )
+            done += 1
+        if progress:
+            progress(done)
+    return evaluator.result()
+
+
+class CocoScores(keras.callbacks.Callback):
+    """COCO scores of the validation images, in the logs as `val_bbox_AP`, `val_segm_AP`, ... (0 to 1).
+
+    Stands before other callbacks, so that they see the scores.
+
+    Args:
+        dataset, records, evaluator: as for `score`.
+        every: int, epochs from one scoring to the next; the last epoch is always scored.
+        folder: where `scores_epoch_N.json` go, with the scores of each class; None: nowhere.
+    """
+
+    def __init__(self, dataset, records, evaluator, every=1, folder=None):
+        super().__init__()
+        self.dataset = dataset
+        self.records = records
+        self.evaluator = evaluator
+        self.every = every
+        self.folder = folder
+
+    def on_epoch_end(self, epoch, logs=None):
+        # The columns are there after every epoch, or a CSV log would leave them out for good.
+        scores = {"bbox": {}, "segm": {}}
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+            scores = score(self.model, self.dataset, self.records, self.evaluator)
+            print("\n" + format_table(scores))
+            if self.folder:
+                write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
+        for kind in ("bbox", "segm"):
+            for name in ("AP", "AP50", "AP75"):
+                logs[f"val_{kind}_{name}"] = scores[kind].get(name, math.nan)
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """`last.keras` after every epoch, with all that a run needs to go on, and `best.keras` by a score.
+
+    A file is complete or not there: it is written under another name first.
+
+    Args:
+        folder: where they go; beside them `best.json`, the best score so far.
+        monitor: name in the logs, more is better; NaN never is.
+    """
+
+    def __init__(self, folder, monitor="val_segm_AP"):
+        super().__init__()
+        self.folder = pathlib.Path(folder)
+        self.monitor = monitor
+        noted = self.folder / "best.json"
+        self.best = json.loads(noted.read_text())[monitor] if noted.is_file() else -math.inf
+
+    def on_epoch_end(self, epoch, logs=None):
+        value = logs.get(self.monitor, math.nan)
+        if value > self.best:
+            self.best = float(value)
+            _replace(self.folder / "best.keras", self.model.save)
+            noted = json.dumps({self.monitor: self.best, "epoch": epoch + 1})
+            _replace(self.folder / "best.json", lambda path: path.write_text(noted))
+        _replace(self.folder / "last.keras", self.model.save)
+
+
+def _replace(path, write):
+    unfinished = path.with_name("unfinished_" + path.name)
+    write(unfinished)
+    os.replace(unfinished, path)
+
+
+def write_scores(scores, path):
+    """Write scores as json; null where there was nothing to score."""
+    pathlib.Path(path).write_text(json.dumps(_without_nan(scores), indent=1))
+
+
+def _without_nan(scores):
+    if isinstance(scores, dict):
+        return {name: _without_nan(value) for name, value in scores.items()}
+    return None if isinstance(scores, float) and math.isnan(scores) else scores

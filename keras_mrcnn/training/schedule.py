@@ -1,0 +1,94 @@
+"""Learning rate over the steps, and the optimizer that follows it (section 3.1, "Training")."""
+
+import keras
+from keras import ops
+
+WARMUP_START = 1e-3  # of the learning rate
+
+
+@keras.saving.register_keras_serializable(package="keras_mrcnn")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule, held down linearly over its first steps.
+
+    Args:
+        schedule: the `LearningRateSchedule` that holds after the warm-up.
+        steps: int; at step s < steps the rate is multiplied by a number that goes from 0.001 to 1.
+    """
+
+    def __init__(self, schedule, steps):
+        self.schedule = schedule
+        self.steps = steps
+
+    def __call__(self, step):
+        done = ops.minimum(ops.cast(step, "float32") / max(self.steps, 1), 1.0)
+        factor = WARMUP_START + (1.0 - WARMUP_START) * done if self.steps else 1.0
+        return self.schedule(step) * factor
+
+    def get_config(self):
+        return {
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
+
+
+def learning_rate(training, steps_per_epoch):
+    """The schedule of a `config.Training`, a function of the step.
+
+    Args:
+        training: `config.Training`.
+        steps_per_epoch: int.
+    """
+    schedules = keras.optimizers.schedules
+    peak = training.learning_rate
+    if training.decay == "cosine":
+        schedule = schedules.CosineDecay(peak, max(training.epochs * steps_per_epoch, 1))
+    else:
+        # Keras takes the new value after the boundary step, hence the step before the epoch's first.
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in training.decay_epochs]
+        values = [peak * 0.1**drop for drop in range(len(boundaries) + 1)]
+        schedule = schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else _Constant(peak)
+    return WarmUp(schedule, training.warmup_steps)
+
+
+@keras.saving.register_keras_serializable(package="keras_mrcnn", name="Constant")
+class _Constant(keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, step):
+        return ops.convert_to_tensor(self.rate, dtype="float32")
+
+    def get_config(self):
+        return {"rate": self.rate}
+
+
+def optimizer(training, steps_per_epoch):
+    """The Keras optimizer of a `config.Training`.
+
+    "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw" decays
+    the weights by itself, those of kernels only.
+    """
+    options = {
+        "learning_rate": learning_rate(training, steps_per_epoch),
+        "global_clipnorm": training.clip_norm or None,
+    }
+    if training.optimizer == "sgd":
+        return keras.optimizers.SGD(momentum=0.9, **options)
+    adamw = keras.optimizers.AdamW(weight_decay=training.weight_decay, **options)
+    adamw.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+    return adamw
+
+
+def regularize(model, weight_decay):
+    """L2 on every trained kernel, `weight_decay / 2 * sum(w ** 2)`, as in the paper.
+
+    Biases and normalisations are left alone. (The `weight_decay` of Keras optimizers is decoupled: another
+    method, with another best value.)
+    """
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.regularizer = keras.regularizers.L2(weight_decay / 2)
