@@ -114,6 +114,7 @@ def run(config, resume=False):
     model.fit(
         training_dataset(learn.records, data, config.model.input, training.seed, first_epoch),
         validation_data=validation,
+        validation_freq=training.evaluate_every,
         epochs=training.epochs,
         initial_epoch=first_epoch,
         callbacks=watchers,

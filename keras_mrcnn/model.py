@@ -4,8 +4,13 @@ Letters: B images, A anchors, P proposals, R sampled regions, D detections, G tr
 background, M mask side.
 """
 
+import io
 import os
+import pathlib
+import tempfile
+import zipfile
 
+import h5py
 import keras
 import tensorflow as tf
 from keras import ops
@@ -162,6 +167,36 @@ class MaskRCNN(keras.Model):
                 )
         return results
 
+    def load_weights(self, filepath, **options):
+        """Load a `.weights.h5` or `.keras` file, all of it or nothing.
+
+        Raises:
+            ValueError: weights are missing in the file, unexpected, or of another shape; all are listed and the
+                model is as before.
+        """
+        if not options.get("skip_mismatch"):
+            self._check_weights(pathlib.Path(filepath))
+        super().load_weights(filepath, **options)
+
+    def _check_weights(self, path):
+        with tempfile.TemporaryDirectory() as folder:
+            own = pathlib.Path(folder, "own.weights.h5")
+            self.save_weights(own)
+            expected, found = _weight_shapes(own), _weight_shapes(path)
+        misfits = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+        misfits += [f"unexpected: {name} {shape}" for name, shape in found.items() if name not in expected]
+        misfits += [
+            f"wrong shape: {name} is {found[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ]
+        if misfits:
+            fitting = len(expected) - sum(not line.startswith("unexpected") for line in misfits)
+            raise ValueError(
+                f"{path} does not fit this model, and nothing was loaded: {fitting} of {len(expected)} weights "
+                "fit.\n  " + "\n  ".join(misfits)
+            )
+
     def _track(self, named):
         values = [sum(named.values()), *(named[name] for name in LOSSES)]
         for tracker, value in zip(self._trackers, values, strict=True):
@@ -180,6 +215,23 @@ class MaskRCNN(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**{**config, "dtype": keras.saving.deserialize_keras_object(config["dtype"])})
+
+
+def _weight_shapes(path):
+    """Shape of each of the model's own weights in a `.weights.h5` or `.keras` file, by its place there."""
+    if path.suffix == ".keras":
+        file = io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5"))
+    else:
+        file = path
+    shapes = {}
+
+    def note(name, item):
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            shapes[name.replace("/vars/", "/")] = item.shape
+
+    with h5py.File(file, "r") as stored:
+        stored.visititems(note)
+    return shapes
 
 
 def _category(index, given):

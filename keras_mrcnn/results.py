@@ -4,6 +4,7 @@ In come the detections of one image in the network frame; out go boxes, masks, C
 in the source frame (the file as decoded). Letters: N detections, M mask side, H and W the source image.
 """
 
+import dataclasses
 import json
 import pathlib
 from dataclasses import dataclass
@@ -120,6 +121,18 @@ class Results:
             more = " ..." if len(scores) > _SCORES_IN_REPR else ""
             parts.append(f"{len(scores)} {self.categories[index].name} {shown}{more}")
         return text + (": " + ", ".join(parts) if parts else "")
+
+    def above(self, threshold):
+        """The `Results` of those detections whose score is at least `threshold`."""
+        keep = self.scores >= threshold
+        masks = self.mask_probabilities
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            classes=self.classes[keep],
+            mask_probabilities=None if masks is None else masks[keep],
+        )
 
     @property
     def names(self):

@@ -26,8 +26,8 @@ def load_coco(annotations, images, categories=None, invalid="skip", check_images
     Args:
         annotations: path of the COCO json.
         images: folder that the `file_name`s of the json are relative to.
-        categories: list of `Category`, those of a model, in the order of its class index. None: those of the
-            json, ordered by id.
+        categories: list of `Category`, those of a model, in the order of its class index; ids and names must
+            agree. None: those of the json, ordered by id.
         invalid: "skip": leave out what is broken and list it in `skipped`; "error": raise at the first.
         check_images: decode every image once. Otherwise the sizes in the json are believed.
 
@@ -105,10 +105,8 @@ class _Loader:
         if model_categories is not None:
             categories = list(model_categories)
             self._compare_categories(own_categories, categories)
-        class_index = {_key(category.id): index for index, category in enumerate(categories)}
-        class_index = {
-            key: class_index.get(key) for key in own_categories if own_categories[key] in categories
-        }
+        positions = {(category.id, category.name): index for index, category in enumerate(categories)}
+        class_index = {key: positions.get((own.id, own.name)) for key, own in own_categories.items()}
 
         entries = self._images(content["images"])
         of_image = self._group(content["annotations"], entries)
@@ -142,8 +140,9 @@ class _Loader:
         return categories
 
     def _compare_categories(self, own, model_categories):
+        names = {(category.id, category.name) for category in model_categories}
         for category in own.values():
-            if category not in model_categories:
+            if (category.id, category.name) not in names:
                 known = ", ".join(f"{known.id} {known.name}" for known in model_categories)
                 self.report(
                     "category unknown to the model",

@@ -83,8 +83,8 @@ class CocoDataset:
             f"{category.name} {count}" for category, count in zip(self.categories, counts, strict=True)
         )
         lines = [
-            f"{len(self.records)} images ({empty} without objects), {len(classes)} objects in "
-            f"{len(self.categories)} categories ({per_category}), {box_only} of them with a box only; "
+            f"{len(self.records)} images ({empty} without an object to learn from), {len(classes)} objects "
+            f"in {len(self.categories)} categories ({per_category}), {box_only} of them with a box only; "
             f"{crowds} crowd regions. Left out: {len(self.skipped)}."
         ]
         by_kind = collections.defaultdict(list)

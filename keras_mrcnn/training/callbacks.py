@@ -67,6 +67,8 @@ class CocoScores(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         # The columns are there after every epoch, or a CSV log would leave them out for good.
+        for metric in self.model.metrics:
+            logs.setdefault(f"val_{metric.name}", math.nan)
         scores = {"bbox": {}, "segm": {}}
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
             scores = score(self.model, self.dataset, self.records, self.evaluator)

@@ -1,0 +1,57 @@
+# Needs Python 3.10 or later, make and a package index; everything else is installed into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+PEER_VENV ?= .venv-peer
+PEER_PYTHON ?= $(PEER_VENV)/bin/python
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := keras_mrcnn tests examples benchmarks
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help test proof demo format bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.venv: $(INSTALLED)  ## the environment, with the package installed for development
+
+# Made anew whenever the dependencies may have changed, otherwise once.
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "keras_mrcnn needs Python 3.10 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+test: $(INSTALLED)  ## formatting, lint and every test but the slow proofs
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/python -m pytest -m "not proof"
+
+proof: $(INSTALLED)  ## the slow proofs
+	$(BIN)/python -m pytest -m proof
+
+demo: $(INSTALLED)  ## train on 72 microscopy images, score, draw
+	$(BIN)/python -m keras_mrcnn demo
+
+format: $(INSTALLED)  ## rewrite the code as `make test` wants it
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(INSTALLED) $(PEER_PYTHON)  ## time inference and training beside torchvision
+	$(BIN)/python benchmarks/compare_torchvision.py --peer-python $(PEER_PYTHON)
+
+# torch lives in an environment of its own.
+$(PEER_VENV)/bin/python:
+	$(PYTHON) -m venv $(PEER_VENV)
+	$@ -m pip install --quiet torch torchvision==0.26.* || { rm -rf $(PEER_VENV); exit 1; }
+
+clean:  ## remove the environments and what tools left behind
+	rm -rf $(VENV) $(PEER_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +

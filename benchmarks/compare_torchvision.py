@@ -1,0 +1,149 @@
+"""Mask R-CNN R50-FPN at 800 x 1344, batch 1: keras_mrcnn beside torchvision, in turns.
+
+    python benchmarks/compare_torchvision.py --peer-python PATH
+
+PATH is the Python of an environment with torch and torchvision. What is measured stands in README.md.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+
+import work
+
+HERE = pathlib.Path(__file__).resolve().parent
+SIDES = ("keras_mrcnn", "torchvision")
+MEASURED = ("seconds", "others", "peak_mib")
+
+
+class Worker:
+    """One framework in its own process, stopped whenever it has nothing to do."""
+
+    def __init__(self, python, script, options):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
+            "OMP_NUM_THREADS": str(options.threads),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command = [python, str(HERE / script), "--precision", options.precision]
+        for name in ("threads", "height", "width"):
+            command += [f"--{name}", str(getattr(options, name))]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.communicate()
+
+    def run(self, command):
+        """One iteration; the worker's answer as a dictionary."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"The worker ended at {command!r}: {' '.join(self.process.args)}")
+        self.process.send_signal(signal.SIGSTOP)
+        return json.loads(answer)
+
+
+def compare(command, options):
+    """All repeats of one command: for each side a list of the worker's answers."""
+    scripts = {"keras_mrcnn": (sys.executable, "worker_keras.py")}
+    scripts["torchvision"] = (options.peer_python, "worker_torchvision.py")
+    answers = {side: [] for side in options.sides}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for side in options.sides:  # one gets ready after the other, which is not measured
+            workers[side] = stack.enter_context(Worker(*scripts[side], options))
+            workers[side].run(command)
+        for repeat in range(options.repeats):
+            order = options.sides if repeat % 2 == 0 else options.sides[::-1]
+            for side in order:
+                answers[side].append(workers[side].run(command))
+    return answers
+
+
+def row(command, precision, answers):
+    """One line of the Markdown table, and the facts of the work for the line below it."""
+    seconds = {side: [answer["seconds"] for answer in given] for side, given in answers.items()}
+    cells = [command, precision]
+    for side in SIDES:
+        if side in seconds:
+            low, middle, high = min(seconds[side]), statistics.median(seconds[side]), max(seconds[side])
+            cells.append(f"{middle:.3f} ({low:.3f} - {high:.3f})")
+        else:
+            cells.append("-")
+    both = len(seconds) == len(SIDES)
+    ratio = both and statistics.median(seconds["torchvision"]) / statistics.median(seconds["keras_mrcnn"])
+    cells.append(f"{ratio:.2f}" if both else "-")
+    cells += [str(answers[side][-1]["peak_mib"]) if side in answers else "-" for side in SIDES]
+    others = max(answer["others"] for given in answers.values() for answer in given)
+    return "| " + " | ".join([*cells, f"{others:.2f}"]) + " |"
+
+
+def facts(answers):
+    """What each side did in one iteration, without the timing; the same on both, or the run is void."""
+    done = {
+        side: {name: value for name, value in given[-1].items() if name not in MEASURED}
+        for side, given in answers.items()
+    }
+    counts = [{k: v for k, v in each.items() if k != "trained_parameters"} for each in done.values()]
+    if counts[0] != counts[-1]:
+        raise RuntimeError(f"The two sides did not do the same work: {done}")
+    return done
+
+
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer-python", help="Python of an environment with torch and torchvision")
+    parser.add_argument("--commands", nargs="+", choices=work.COMMANDS, default=work.COMMANDS)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=7, help="timed iterations of each side")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--height", type=int, default=800)
+    parser.add_argument("--width", type=int, default=1344)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="to try one alone")
+    options = parser.parse_args()
+    if "torchvision" in options.sides and not options.peer_python:
+        parser.error("--peer-python is needed for the torchvision side")
+    return options
+
+
+def main():
+    """Prints a Markdown table; medians of seconds an iteration, lowest and highest in brackets."""
+    options = parse()
+    print(f"{platform.machine()}, {options.threads} threads, {options.height} x {options.width}, batch 1")
+    print(
+        "| | precision | keras_mrcnn s | torchvision s | times faster | peak MiB | peak MiB, torchvision | others |"
+    )
+    print("|" + " --- |" * 8)
+    done = {}
+    for precision in options.precisions:
+        for command in options.commands:
+            options.precision = precision
+            answers = compare(command, options)
+            done[f"{command} {precision}"] = facts(answers)
+            print(row(command, precision, answers), flush=True)
+    print(json.dumps(done, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A trained model as a SavedModel of stock TensorFlow operations."""
+
+import json
+import pathlib
+
+import keras
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+
+def export_saved_model(model, folder):
+    """Write `model` so that a process that knows TensorFlow alone can run it.
+
+    The signature `serving_default` takes `images` (uint8 `[B, H, W, 3]`, RGB, network frame) and `image_sizes`
+    (int32 `[B, 2]`, valid height and width) and returns what the model returns, for any B, H and W.
+    `assets/categories.json` holds the categories, in the order of the class indices.
+
+    Args:
+        model: `MaskRCNN`.
+        folder: path that does not exist yet, or is empty.
+
+    Raises:
+        FileExistsError: something is there already.
+        ValueError: an operation in the graph is not a stock one; nothing stays in the folder's place then.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty. Export to another folder, or remove it first.")
+
+    def detect(images, image_sizes):
+        return model({"images": images, "image_sizes": image_sizes}, training=False)
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default",
+        detect,
+        input_signature=[
+            tf.TensorSpec([None, None, None, 3], tf.uint8, name="images"),
+            tf.TensorSpec([None, 2], tf.int32, name="image_sizes"),
+        ],
+    )
+    archive.write_out(folder, verbose=False)
+    foreign = foreign_operations(folder)
+    if foreign:
+        raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
+    categories = [{"id": category.id, "name": category.name} for category in model.categories]
+    (folder / "assets" / "categories.json").write_text(json.dumps(categories))
+
+
+def foreign_operations(folder):
+    """Names of the operations in a SavedModel that TensorFlow by itself does not have, sorted."""
+    saved = saved_model_pb2.SavedModel.FromString(pathlib.Path(folder, "saved_model.pb").read_bytes())
+    used = set()
+    for meta in saved.meta_graphs:
+        functions = {function.signature.name for function in meta.graph_def.library.function}
+        used |= {node.op for node in meta.graph_def.node}
+        for function in meta.graph_def.library.function:
+            used |= {node.op for node in function.node_def}
+        used -= functions
+    return sorted(operation for operation in used if not hasattr(tf.raw_ops, operation))

@@ -1,0 +1,259 @@
+"""Batches: what is in them, in which order, and that a seed decides everything."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mrcnn import config
+from keras_mrcnn.data.coco import load_coco
+from keras_mrcnn.data.pipeline import epoch_order, evaluation_dataset, trainable, training_dataset
+
+INPUT = config.Input(short_edge=64, long_edge=100)
+
+
+def data(**changes):
+    return config.Data(**{"batch_size": 3, "short_edges": [48, 64], "flip": 0.5} | changes)
+
+
+def batches(dataset):
+    return list(dataset.as_numpy_iterator())
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b):
+    return any(
+        x["images"].shape != y["images"].shape or (x["images"] != y["images"]).any()
+        for (x, _), (y, _) in zip(a, b, strict=True)
+    )
+
+
+@pytest.fixture
+def mixed(coco_folder):
+    """Seven images, wide and tall in turn, each of its own grey; 5 has only a crowd, 6 nothing."""
+    sizes = {f"{i}.png": (30, 40) if i % 2 == 0 else (40, 30) for i in range(7)}
+    images = [
+        {"id": i, "file_name": f"{i}.png", "height": s[0], "width": s[1]}
+        for i, s in enumerate(sizes.values())
+    ]
+    box, mask = [4, 6, 10, 12], [[4, 6, 14, 6, 14, 18, 4, 18]]
+    shared = {"category_id": 3, "bbox": box, "area": 120}
+    annotations = [{"image_id": i, "id": i, "segmentation": mask, **shared} for i in range(5)]
+    annotations += [{"image_id": 1, "id": 10, "segmentation": [], **shared}]
+    annotations += [{"image_id": 1, "id": 11, "segmentation": mask, "iscrowd": 1, **shared}]
+    annotations += [{"image_id": 5, "id": 12, "segmentation": mask, "iscrowd": 1, **shared}]
+    files = coco_folder(annotations, images, sizes=sizes)
+    for i, size in enumerate(sizes.values()):
+        pixels = np.full((*size, 3), 10 * i + 10, np.uint8)
+        tf.io.write_file(str(files[1] / f"{i}.png"), tf.io.encode_png(pixels))
+    return load_coco(*files, invalid="error").records
+
+
+def image_numbers(batch):
+    return [int(image[0, 0, 0]) // 10 - 1 for image in batch[0]["images"]]
+
+
+class TestElements:
+    @pytest.mark.parametrize("make", [training_dataset, evaluation_dataset])
+    def test_types_and_static_shapes(self, mixed, make):
+        dataset = make(mixed, data(), INPUT)
+        inputs, targets = dataset.element_spec
+        expected = {
+            "images": ([None, None, None, 3], tf.uint8),
+            "image_sizes": ([None, 2], tf.int32),
+            "boxes": ([None, None, 4], tf.float32),
+            "classes": ([None, None], tf.int32),
+            "valid": ([None, None], tf.bool),
+            "masks": ([None, None, 112, 112], tf.uint8),
+            "has_mask": ([None, None], tf.bool),
+        }
+        assert {k: (v.shape.as_list(), v.dtype) for k, v in {**inputs, **targets}.items()} == expected
+
+    def test_evaluation_by_hand(self, mixed):
+        first, second, third = batches(evaluation_dataset(mixed, data(), INPUT))
+        # 30 x 40 to a short edge of 64: 64 x 85.33; the batch has both orientations: 96 x 96
+        assert first[0]["images"].shape == (3, 96, 96, 3)
+        np.testing.assert_array_equal(first[0]["image_sizes"], [[64, 85], [85, 64], [64, 85]])
+        np.testing.assert_array_equal(first[1]["valid"], [[True, False], [True, True], [True, False]])
+        np.testing.assert_array_equal(first[1]["has_mask"], [[True, False], [True, False], [True, False]])
+        x, y = 85 / 40, 64 / 30
+        np.testing.assert_allclose(first[1]["boxes"][0, 0], [4 * x, 6 * y, 14 * x, 18 * y], rtol=1e-6)
+        assert first[1]["masks"][0, 0].all() and not first[1]["masks"][1, 1].any()
+        assert not first[1]["boxes"][0, 1].any()
+        assert not first[0]["images"][0, 64:].any() and not first[0]["images"][0, :, 85:].any()
+        assert (first[0]["images"][0, :64, :85] == 10).all()
+        assert [image_numbers(b) for b in (first, second, third)] == [[0, 1, 2], [3, 4, 5], [6]]
+        # the last image has no object
+        assert third[1]["boxes"].shape == (1, 1, 4) and not third[1]["valid"].any()
+
+    def test_a_crowd_is_no_target(self, mixed):
+        assert [len(record.boxes) for record in trainable(mixed)] == [1, 3, 1, 1, 1]
+        for inputs, targets in batches(training_dataset(mixed, data(), INPUT)):
+            assert targets["valid"].sum(axis=1).max() <= 2
+            assert {n for n in image_numbers((inputs, targets))} <= {0, 1, 2, 3, 4}
+
+    def test_flips_and_short_edges(self, mixed):
+        for horizontal, vertical in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1.0, 1.0)):
+            changes = {"flip": horizontal, "vertical_flip": vertical, "short_edges": [32]}
+            for inputs, targets in batches(training_dataset(mixed[:1], data(**changes), INPUT)):
+                height, width = inputs["image_sizes"][0]
+                x = [26, 36] if horizontal else [4, 14]
+                y = [12, 24] if vertical else [6, 18]
+                expected = np.array([x[0], y[0], x[1], y[1]]) * np.tile([width / 40, height / 30], 2)
+                np.testing.assert_allclose(targets["boxes"][0, 0], expected, rtol=1e-5)
+        dataset = training_dataset(mixed, data(batch_size=1), INPUT)
+        edges = {int(inputs["image_sizes"].min()) for _ in range(4) for inputs, _ in batches(dataset)}
+        assert edges == {48, 64}
+        long = batches(training_dataset(mixed, data(short_edges=[90]), INPUT))  # 40 * 3 = 120 > 100
+        assert {int(inputs["image_sizes"].max()) for inputs, _ in long} == {100}
+
+
+class TestEpochs:
+    def test_cardinality_and_partial_batch(self, mixed):
+        for batch_size, expected in ((1, 5), (2, 3), (8, 1)):
+            dataset = training_dataset(mixed, data(batch_size=batch_size), INPUT)
+            epoch = batches(dataset)
+            assert dataset.cardinality() == len(epoch) == expected
+            sizes = [len(inputs["images"]) for inputs, _ in epoch]
+            assert sizes[:-1] == [batch_size] * (expected - 1) and sum(sizes) == 5
+        for batch_size, expected in ((2, 4), (7, 1)):
+            dataset = evaluation_dataset(mixed, data(batch_size=batch_size), INPUT)
+            assert dataset.cardinality() == len(batches(dataset)) == expected
+
+    def test_every_image_once_in_every_epoch(self, mixed):
+        dataset = training_dataset(mixed, data(batch_size=2), INPUT)
+        orders = [sum((image_numbers(batch) for batch in batches(dataset)), []) for _ in range(6)]
+        assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+        assert len({tuple(order) for order in orders}) > 1
+
+    def test_the_seed_decides(self, mixed):
+        first = training_dataset(mixed, data(), INPUT, seed=3)
+        again = training_dataset(mixed, data(), INPUT, seed=3)
+        other = training_dataset(mixed, data(), INPUT, seed=4)
+        for _ in range(3):
+            epoch = batches(first)
+            assert_same(epoch, batches(again))
+            assert differ(epoch, batches(other)) or len(epoch) < 2
+
+    def test_a_resumed_run_sees_what_the_whole_one_saw(self, mixed):
+        whole = training_dataset(mixed, data(), INPUT)
+        epochs = [batches(whole) for _ in range(4)]
+        resumed = training_dataset(mixed, data(), INPUT, first_epoch=2)
+        assert_same(epochs[2], batches(resumed))
+        assert_same(epochs[3], batches(resumed))
+        assert differ(epochs[0], epochs[1])
+
+    def test_evaluation_is_the_same_each_time(self, mixed):
+        dataset = evaluation_dataset(mixed, data(), INPUT)
+        assert_same(batches(dataset), batches(dataset))
+
+    def test_fit_counts_epochs_as_it_should(self, mixed):
+        """`fit` starts one iteration an epoch: the epochs seen are 0, 1, 2."""
+        seen = []
+
+        class Watch(keras.Model):
+            def train_step(self, batch):
+                tf.py_function(lambda image: seen.append(image.numpy()), [batch[0]["images"]], [])
+                return {"loss": tf.constant(0.0)}
+
+        model = Watch()
+        model.compile(run_eagerly=True)
+        model.fit(training_dataset(mixed, data(), INPUT), epochs=3, verbose=0)
+        whole = training_dataset(mixed, data(), INPUT)
+        expected = [inputs["images"] for _ in range(3) for inputs, _ in batches(whole)]
+        assert_same(seen, expected)
+
+    @pytest.mark.parametrize("make", [training_dataset, evaluation_dataset])
+    def test_nothing_to_give(self, mixed, make):
+        with pytest.raises(ValueError, match="at least one image"):
+            make([], data(), INPUT)
+        if make is training_dataset:
+            with pytest.raises(ValueError, match="at least one image"):
+                make(mixed[5:], data(), INPUT)
+
+    def test_an_image_that_changed_since_it_was_checked(self, mixed):
+        record = dataclasses.replace(mixed[0], height=31)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="check_images"):
+            batches(evaluation_dataset([record], data(), INPUT))
+
+
+class TestOrder:
+    @pytest.mark.parametrize(("wide", "tall"), [(10, 10), (13, 6), (0, 7), (5, 0), (1, 1), (17, 3), (1, 0)])
+    @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
+    def test_groups(self, wide, tall, batch_size):
+        groups = np.random.default_rng(1).permutation([True] * wide + [False] * tall)
+        for epoch in range(5):
+            order = epoch_order(groups, batch_size, 0, epoch)
+            np.testing.assert_array_equal(np.sort(order), np.arange(wide + tall))
+            chunks = [groups[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
+            mixed = sum(0 < chunk.sum() < len(chunk) for chunk in chunks)
+            left_over = wide % batch_size + tall % batch_size
+            assert mixed <= -(-left_over // batch_size)
+            np.testing.assert_array_equal(order, epoch_order(groups, batch_size, 0, epoch))
+
+    def test_epochs_and_seeds_differ(self):
+        groups = np.arange(20) % 3 == 0
+        orders = {tuple(epoch_order(groups, 4, seed, epoch)) for seed in range(5) for epoch in range(5)}
+        assert len(orders) == 25
+
+
+class TestExtremes:
+    @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+    @pytest.mark.parametrize("batch_size", [1, 2])
+    def test_images_of_one_pixel_width(self, coco_folder, size, batch_size):
+        names = {"a.png": size, "b.png": (20, 30)}
+        images = [
+            {"id": i, "file_name": n, "height": s[0], "width": s[1]} for i, (n, s) in enumerate(names.items())
+        ]
+        runs = {"size": list(size), "counts": [0, size[0] * size[1]]}
+        objects = [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": runs}]
+        objects += [{"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0, 30, 20]}]
+        records = load_coco(*coco_folder(objects, images, sizes=names), invalid="error").records
+        for make in (training_dataset, evaluation_dataset):
+            settings = data(batch_size=batch_size, vertical_flip=0.5)
+            for inputs, targets in batches(make(records, settings, INPUT)):
+                valid = targets["valid"]
+                boxes = targets["boxes"][valid]
+                assert np.isfinite(targets["boxes"]).all() and valid.any(axis=1).all()
+                assert ((boxes[:, 2:] - boxes[:, :2]) > 0).all()
+                assert targets["masks"][targets["has_mask"]].all()
+                assert inputs["images"].shape[1] % 32 == inputs["images"].shape[2] % 32 == 0
+                assert inputs["image_sizes"].min() >= 1 and inputs["image_sizes"].max() <= 100
+
+    def test_kinds_of_pixels(self, coco_folder):
+        random = np.random.default_rng(0)
+        kinds = {"grey.png": (1, np.uint8), "alpha.png": (4, np.uint8), "deep.png": (3, np.uint16)}
+        images = [{"id": n, "file_name": n, "height": 20, "width": 30} for n in kinds]
+        files = coco_folder([], images, sizes={})
+        for name, (channels, dtype) in kinds.items():
+            pixels = random.integers(0, np.iinfo(dtype).max, (20, 30, channels), dtype)
+            tf.io.write_file(str(files[1] / name), tf.io.encode_png(pixels))
+        records = load_coco(*files, invalid="error").records
+        (batch,) = batches(evaluation_dataset(records, data(), INPUT))
+        assert batch[0]["images"].shape == (3, 64, 96, 3)
+        assert (batch[0]["images"][0, ..., 0] == batch[0]["images"][0, ..., 2]).all()
+
+
+class TestRealData:
+    @pytest.mark.parametrize("name", ["nuclei", "coco_sample"])
+    def test_an_epoch(self, name, request):
+        records = request.getfixturevalue(name).records[:24]
+        settings = data(short_edges=[160, 200], batch_size=5, vertical_flip=0.5)
+        dataset = training_dataset(records, settings, config.Input(long_edge=320))
+        objects = 0
+        for inputs, targets in batches(dataset):
+            valid = targets["valid"]
+            boxes = targets["boxes"][valid]
+            limits = np.repeat(inputs["image_sizes"][:, None, ::-1], valid.shape[1], axis=1)[valid]
+            assert (boxes[:, :2] >= -1e-3).all() and (boxes[:, 2:] <= limits + 1e-3).all()
+            assert (boxes[:, :2] < boxes[:, 2:]).all()
+            assert targets["has_mask"][valid].mean() > 0.99
+            assert not targets["masks"][~valid].any() and targets["masks"].max() == 1
+            objects += valid.sum()
+        assert objects == sum((~record.crowd).sum() for record in records)

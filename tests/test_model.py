@@ -1,0 +1,232 @@
+"""The assembled model: its contract, training steps, saving, weights that do not fit."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mrcnn import MaskRCNN, Results, config
+from keras_mrcnn.model import LOSSES
+
+SIZE = 64
+
+
+def tiny_config():
+    model = config.Model()
+    model.input.short_edge, model.input.long_edge = SIZE, 2 * SIZE
+    model.backbone = config.Backbone("resnet18", "batch", frozen_stages=0)
+    model.fpn.channels = model.rpn.channels = model.mask_head.channels = 16
+    model.anchors.sizes = [8.0, 16.0, 32.0, 64.0, 128.0]
+    model.proposals = config.Proposals(100, 100, 50, 50)
+    model.sampling.rois = 32
+    model.box_head.units = 32
+    model.mask_head.convs = 1
+    model.detections = config.Detections(score_threshold=0.0, max_detections=10)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = MaskRCNN(tiny_config(), ["circle", {"id": 7, "name": "square"}], seed=3)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=10.0))
+    return model
+
+
+def random_images(batch, height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3)).astype("uint8")
+
+
+def make_batch(batch=2, objects=2):
+    """Images with one bright square for each object; the last image has one object less."""
+    images = np.full((batch, SIZE, SIZE, 3), 40, "uint8")
+    boxes = np.zeros((batch, max(objects, 1), 4), "float32")
+    valid = np.zeros((batch, max(objects, 1)), bool)
+    for image in range(batch):
+        for place in range(objects - (image == batch - 1)):
+            low = 4 + 30 * place
+            boxes[image, place] = (low, low, low + 24, low + 20)
+            images[image, low : low + 20, low : low + 24] = 220
+            valid[image, place] = True
+    inputs = {"images": images, "image_sizes": np.full((batch, 2), SIZE, "int32")}
+    targets = {
+        "boxes": boxes,
+        "classes": np.zeros(valid.shape, "int32"),
+        "valid": valid,
+        "masks": np.ones((*valid.shape, 112, 112), "uint8"),
+        "has_mask": valid.copy(),
+    }
+    return inputs, targets
+
+
+def test_outputs_are_the_contract(model):
+    outputs = model.predict_on_batch(make_batch()[0])
+    shapes = {name: (value.shape, value.dtype.name) for name, value in outputs.items()}
+    assert shapes == {
+        "boxes": ((2, 10, 4), "float32"),
+        "scores": ((2, 10), "float32"),
+        "classes": ((2, 10), "int32"),
+        "num_detections": ((2,), "int32"),
+        "masks": ((2, 10, 28, 28), "float32"),
+    }
+    assert (outputs["num_detections"] == 10).all()
+    assert (np.diff(outputs["scores"], axis=1) <= 0).all()
+    assert ((outputs["masks"] >= 0) & (outputs["masks"] <= 1)).all()
+    assert outputs["boxes"].min() >= 0 and outputs["boxes"].max() <= SIZE
+
+
+def test_symbolic_shapes_let_everything_unknown_through(model):
+    assert model.output["boxes"].shape == (None, 10, 4)
+    assert model.output["masks"].shape == (None, 10, 28, 28)
+    assert model.input_shape["images"] == (None, None, None, 3)
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (33, 95), (1, 70), (128, 32)])
+def test_any_image_size(model, height, width):
+    inputs = {
+        "images": random_images(1, height, width),
+        "image_sizes": np.array([[height, width]], "int32"),
+    }
+    outputs = model.predict_on_batch(inputs)
+    assert all(np.isfinite(value).all() for value in outputs.values())
+    assert outputs["boxes"][..., 2].max() <= width and outputs["boxes"][..., 3].max() <= height
+
+
+def test_predict_on_a_dataset_with_a_last_partial_batch(model):
+    inputs = {"images": random_images(5, 64, 64), "image_sizes": np.full((5, 2), 64, "int32")}
+    dataset = tf.data.Dataset.from_tensor_slices(inputs).batch(2)
+    outputs = model.predict(dataset, verbose=0)
+    assert outputs["boxes"].shape == (5, 10, 4)
+
+
+def test_what_stands_in_the_padding_has_no_influence(model):
+    image = random_images(1, 48, 40)
+    sizes = np.array([[48, 40]], "int32")
+    alone = model.predict_on_batch({"images": image, "image_sizes": sizes})
+    padded = random_images(1, 96, 64, seed=1)
+    padded[:, :48, :40] = image
+    beside = model.predict_on_batch({"images": padded, "image_sizes": sizes})
+    # A larger canvas adds anchors in the padding; what is found in the image stays.
+    best = alone["scores"][0, 0]
+    assert abs(best - beside["scores"][0, 0]) < 1e-3
+    for outputs in (alone, beside):
+        assert (outputs["boxes"][0, :, 2] <= 40).all() and (outputs["boxes"][0, :, 3] <= 48).all()
+
+
+def test_keras_file_restores_everything(model, tmp_path):
+    inputs = make_batch()[0]
+    expected = model.predict_on_batch(inputs)
+    model.save(tmp_path / "model.keras")
+    restored = keras.models.load_model(tmp_path / "model.keras")
+    assert restored.config == model.config
+    assert [(c.id, c.name) for c in restored.categories] == [(1, "circle"), (7, "square")]
+    for name, value in restored.predict_on_batch(inputs).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-6, err_msg=name)
+
+
+def test_fit_learns_and_names_its_losses():
+    model = MaskRCNN(tiny_config(), ["square"], seed=3)
+    model.compile(keras.optimizers.SGD(0.02, momentum=0.9, global_clipnorm=10.0))
+    dataset = tf.data.Dataset.from_tensors(make_batch())
+    history = model.fit(dataset.repeat(12), epochs=2, validation_data=dataset, verbose=0).history
+    assert {"loss", *LOSSES, "val_loss", *(f"val_{name}" for name in LOSSES)} == set(history)
+    first, last = history["loss"]
+    assert last < 0.7 * first
+    for epoch in range(2):
+        assert history["loss"][epoch] == pytest.approx(
+            sum(history[name][epoch] for name in LOSSES), rel=1e-4
+        )
+    assert set(model.evaluate(dataset, verbose=0, return_dict=True)) == {"loss", *LOSSES}
+
+
+def test_no_objects_at_all_is_finite_and_trains_the_background_only(model):
+    inputs, targets = make_batch(objects=0)
+    targets["valid"][:] = False
+    losses = {name: float(value) for name, value in model.compute_losses(inputs, targets).items()}
+    assert losses["box"] == losses["mask"] == losses["rpn_box"] == 0
+    assert losses["class"] > 0 and losses["rpn_objectness"] > 0
+    assert np.isfinite(list(losses.values())).all()
+
+
+def test_objects_with_a_box_only_give_the_mask_head_no_gradient(model):
+    inputs, targets = make_batch()
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = model.compute_losses(inputs, targets)["mask"]
+        return tape.gradient(loss, [w.value for w in model.mask_head.trainable_variables])
+
+    assert max(float(tf.reduce_max(tf.abs(g))) for g in gradient()) > 0
+    targets["has_mask"][:] = False
+    assert all(float(tf.reduce_max(tf.abs(g))) == 0 for g in gradient())
+
+
+def test_padded_true_boxes_change_nothing(model):
+    inputs, targets = make_batch(batch=1, objects=2)
+    wide = {name: np.concatenate([value] * 3, axis=1) for name, value in targets.items()}
+    wide["valid"][:, 2:] = False
+    sampled = model.rpn_targets(model.anchors(model.fpn(model.backbone(model.normalize(
+        inputs["images"], inputs["image_sizes"]
+    ))))[0], targets["boxes"], targets["valid"])
+    padded = model.rpn_targets(model.anchors(model.fpn(model.backbone(model.normalize(
+        inputs["images"], inputs["image_sizes"]
+    ))))[0], wide["boxes"], wide["valid"])
+    assert float(tf.reduce_sum(sampled[1] * sampled[2])) == float(tf.reduce_sum(padded[1] * padded[2]))
+
+
+@pytest.mark.parametrize("shape", [(50, 90), (50, 90, 1), (50, 90, 4)])
+def test_detect_takes_grey_and_rgba(model, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+    results = model.detect(image)
+    assert isinstance(results, Results)
+    assert (results.height, results.width) == (50, 90)
+    assert results.masks.shape == (len(results), 50, 90)
+    assert (results.boxes[:, 2] <= 90).all() and (results.boxes[:, 3] <= 50).all()
+    assert set(results.category_ids) <= {1, 7}
+
+
+def test_detect_in_batches_equals_one_by_one(model):
+    images = [random_images(1, 60, 60, seed)[0] for seed in range(3)]
+    alone, together = model.detect(images), model.detect(images, batch_size=3)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+
+
+def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded(model, tmp_path):
+    other_config = tiny_config()
+    other_config.backbone.norm = "frozen"
+    other = MaskRCNN(other_config, ["a", "b", "c"])
+    other.save_weights(tmp_path / "other.weights.h5")
+    before = [np.array(w) for w in model.weights]
+    with pytest.raises(ValueError, match="nothing was loaded") as error:
+        model.load_weights(tmp_path / "other.weights.h5")
+    assert "wrong shape: box_head/classes/0 is (32, 4), expected (32, 3)" in str(error.value).replace(
+        "layers/", ""
+    )
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(np.array(weight), value)
+
+
+def test_weights_that_fit_are_loaded(model, tmp_path):
+    model.save_weights(tmp_path / "own.weights.h5")
+    other = MaskRCNN(tiny_config(), ["circle", "square"])
+    other.load_weights(tmp_path / "own.weights.h5")
+    inputs = make_batch()[0]
+    np.testing.assert_allclose(
+        other.predict_on_batch(inputs)["scores"], model.predict_on_batch(inputs)["scores"], atol=1e-6
+    )
+
+
+def test_mixed_bfloat16_trains_and_answers_in_float32():
+    model = MaskRCNN(tiny_config(), ["square"], seed=3, dtype="mixed_bfloat16")
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9))
+    inputs, targets = make_batch()
+    assert np.isfinite(model.train_on_batch(inputs, targets)).all()
+    outputs = model.predict_on_batch(inputs)
+    assert {value.dtype.name for value in outputs.values()} == {"float32", "int32"}
+    assert model.backbone.stem.kernel.dtype == "float32"
+
+
+def test_no_categories_is_refused():
+    with pytest.raises(ValueError, match="at least one class"):
+        MaskRCNN(tiny_config(), [])
