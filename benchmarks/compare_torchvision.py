@@ -20,6 +20,7 @@ import work
 
 HERE = pathlib.Path(__file__).resolve().parent
 SIDES = ("keras_mrcnn", "torchvision")
+QUIET = 0.2  # cores that others may keep busy; above it no ratio is given
 MEASURED = ("seconds", "others", "peak_mib")
 
 
@@ -52,8 +53,9 @@ class Worker:
     def run(self, command):
         """One iteration; the worker's answer as a dictionary."""
         self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and no answer comes
+            self.process.stdin.write(command + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"The worker ended at {command!r}: {' '.join(self.process.args)}")
@@ -88,12 +90,15 @@ def row(command, precision, answers):
             cells.append(f"{middle:.3f} ({low:.3f} - {high:.3f})")
         else:
             cells.append("-")
-    both = len(seconds) == len(SIDES)
-    ratio = both and statistics.median(seconds["torchvision"]) / statistics.median(seconds["keras_mrcnn"])
-    cells.append(f"{ratio:.2f}" if both else "-")
-    cells += [str(answers[side][-1]["peak_mib"]) if side in answers else "-" for side in SIDES]
     others = max(answer["others"] for given in answers.values() for answer in given)
-    return "| " + " | ".join([*cells, f"{others:.2f}"]) + " |"
+    ratio = "-"
+    if len(seconds) == len(SIDES) and others <= QUIET:
+        medians = [statistics.median(seconds[side]) for side in SIDES]
+        ratio = f"{medians[1] / medians[0]:.2f}"
+    cells.append(ratio)
+    cells += [str(answers[side][-1]["peak_mib"]) if side in answers else "-" for side in SIDES]
+    cells.append(f"{others:.2f}" if others <= QUIET else f"{others:.2f}: too noisy")
+    return "| " + " | ".join(cells) + " |"
 
 
 def facts(answers):
@@ -131,10 +136,10 @@ def main():
     """Prints a Markdown table; medians of seconds an iteration, lowest and highest in brackets."""
     options = parse()
     print(f"{platform.machine()}, {options.threads} threads, {options.height} x {options.width}, batch 1")
-    print(
-        "| | precision | keras_mrcnn s | torchvision s | times faster | peak MiB | peak MiB, torchvision | others |"
-    )
-    print("|" + " --- |" * 8)
+    columns = ["", "precision", *(f"{side}, s" for side in SIDES), "times faster"]
+    columns += [*(f"{side}, peak MiB" for side in SIDES), "others"]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + " --- |" * len(columns))
     done = {}
     for precision in options.precisions:
         for command in options.commands:

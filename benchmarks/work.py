@@ -81,7 +81,7 @@ def busy_seconds():
 
 
 def timed(iteration):
-    """Runs `iteration` once: wall seconds, cores that others kept busy meanwhile, peak memory so far in MiB."""
+    """Runs `iteration` once: wall seconds, cores that others kept busy meanwhile, peak MiB so far."""
     machine, own = busy_seconds()
     start = time.perf_counter()
     iteration()

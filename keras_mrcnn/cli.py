@@ -19,13 +19,15 @@ class _Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             if context.params["traceback"]:
                 raise
             raise click.ClickException(str(error)) from error
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.option("--traceback", is_flag=True, help="Show where in the code an error came from.")
 @click.version_option(package_name="keras_mrcnn")
 def main(traceback):
@@ -54,12 +56,13 @@ def train(config, overrides, resume):
     run(configs.load(config, overrides), resume)
 
 
-def run(config, resume=False):
+def run(config, resume=False, callbacks=()):
     """Train as a `config.Config` says; checkpoints, logs and scores go to `config.training.output`.
 
     Args:
         config: `config.Config`; without validation annotations nothing is scored.
         resume: bool, go on from the last finished epoch.
+        callbacks: more Keras callbacks.
 
     Returns:
         The trained `MaskRCNN`.
@@ -71,7 +74,8 @@ def run(config, resume=False):
     from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
     from keras_mrcnn.evaluation import CocoEvaluator
     from keras_mrcnn.model import MaskRCNN
-    from keras_mrcnn.training import callbacks, schedule
+    from keras_mrcnn.training import schedule
+    from keras_mrcnn.training.callbacks import Checkpoints, CocoScores
 
     data, training = config.data, config.training
     output = pathlib.Path(training.output)
@@ -86,6 +90,9 @@ def run(config, resume=False):
     configs.save(config, output / "config.yaml")
     keras.utils.set_random_seed(training.seed)
 
+    for key in ("train_annotations", "train_images"):
+        if not getattr(data, key):
+            raise ValueError(f"`data.{key}` says where the training data is; it is empty. Add data.{key}=PATH.")
     options = {"invalid": data.invalid, "check_images": data.check_images}
     learn = load_coco(data.train_annotations, data.train_images, **options)
     click.echo(f"Training: {learn.summary()}")
@@ -105,12 +112,13 @@ def run(config, resume=False):
         click.echo(f"Validation: {valid.summary()}")
         validation = evaluation_dataset(valid.records, data, config.model.input)
         evaluator = CocoEvaluator(valid, max_detections=config.model.detections.max_detections)
-        watchers.append(
-            callbacks.CocoScores(validation, valid.records, evaluator, training.evaluate_every, output)
-        )
-    watchers.append(callbacks.Checkpoints(output))
-    watchers.append(keras.callbacks.CSVLogger(output / "log.csv", append=resume))
-    watchers.append(keras.callbacks.TerminateOnNaN())
+        watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
+    watchers += [
+        Checkpoints(output),
+        keras.callbacks.CSVLogger(output / "log.csv", append=resume),
+        keras.callbacks.TerminateOnNaN(),
+        *callbacks,
+    ]
     model.fit(
         training_dataset(learn.records, data, config.model.input, training.seed, first_epoch),
         validation_data=validation,
@@ -118,6 +126,7 @@ def run(config, resume=False):
         epochs=training.epochs,
         initial_epoch=first_epoch,
         callbacks=watchers,
+        shuffle=False,
         verbose="auto" if sys.stdout.isatty() else 2,
     )
     return model
@@ -141,9 +150,7 @@ def evaluate(model, annotations, images, batch_size, output):
     dataset = load_coco(annotations, images, categories=model.categories)
     click.echo(dataset.summary())
     evaluator = CocoEvaluator(dataset, max_detections=model.config.detections.max_detections)
-    batches = evaluation_dataset(
-        dataset.records, configs.Data(batch_size=batch_size), model.config.input
-    )
+    batches = evaluation_dataset(dataset.records, configs.Data(batch_size=batch_size), model.config.input)
     with click.progressbar(length=len(dataset.records), label="Scoring") as bar:
         scores = callbacks.score(model, batches, dataset.records, evaluator, progress=bar.update)
     click.echo(format_table(scores))
@@ -193,7 +200,9 @@ def shapes(folder, train_images, val_images, seed):
     from keras_mrcnn.data.shapes import make_shapes
 
     paths = make_shapes(folder, train_images, val_images, seed=seed)
-    click.echo("mrcnn train shapes_r18_fpn " + " ".join(f"data.{name}={path}" for name, path in paths.items()))
+    click.echo(
+        "mrcnn train shapes_r18_fpn " + " ".join(f"data.{name}={path}" for name, path in paths.items())
+    )
 
 
 def load_model(path):
@@ -210,6 +219,8 @@ def _image_files(paths):
     suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
     files = []
     for path in map(pathlib.Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        inside = (
+            sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+        )
         files += inside
     return files

@@ -241,7 +241,9 @@ def folder(name):
     for candidate in (package / name, package.parent / name):
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(f"The folder {name}/ did not come with this installation of keras_mrcnn ({package}).")
+    raise FileNotFoundError(
+        f"The folder {name}/ did not come with this installation of keras_mrcnn ({package})."
+    )
 
 
 def find(source):
@@ -266,7 +268,8 @@ def check(config):
         value = OmegaConf.select(OmegaConf.structured(config), key)
         if value not in choices:
             raise ValueError(
-                f"`{key}` is one of {', '.join(choices)}. Received: {value!r}." + _nearest(str(value), choices)
+                f"`{key}` is one of {', '.join(choices)}. Received: {value!r}."
+                + _nearest(str(value), choices)
             )
     model = config.model
     if len(model.anchors.sizes) != 5:

@@ -29,7 +29,7 @@ ARROWS = {
     "rpn": ("config", "geometry", "ops"),
     "roi": ("config", "geometry", "ops"),
     "losses": ("geometry",),
-    "model": ("config", "backbones", "rpn", "roi", "losses", "data.images", "results"),
+    "model": ("config", "backbones", "rpn", "roi", "losses", "data.images", "data.records", "results"),
     "results": ("config", "geometry", "visualize"),
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),

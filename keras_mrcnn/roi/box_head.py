@@ -27,7 +27,9 @@ class BoxHead(keras.layers.Layer):
         self.classes = self._dense(
             num_classes + 1, keras.initializers.RandomNormal(stddev=0.01), None, "classes"
         )
-        self.deltas = self._dense(4 * num_classes, keras.initializers.RandomNormal(stddev=0.001), None, "deltas")
+        self.deltas = self._dense(
+            4 * num_classes, keras.initializers.RandomNormal(stddev=0.001), None, "deltas"
+        )
 
     def _dense(self, units, initializer, activation, name):
         return keras.layers.Dense(

@@ -43,10 +43,12 @@ class MaskHead(keras.layers.Layer):
         )
 
     def call(self, pooled):
-        hidden = pooled
+        regions = ops.shape(pooled)[0]
+        # TensorFlow's oneDNN convolution gives nothing a wrong shape: let it see one region at least.
+        hidden = ops.pad(pooled, [[0, ops.maximum(1 - regions, 0)], [0, 0], [0, 0], [0, 0]])
         for conv in self.convs:
             hidden = conv(hidden)
-        return ops.cast(self.logits(self.upsample(hidden)), "float32")
+        return ops.cast(self.logits(self.upsample(hidden)), "float32")[:regions]
 
     def get_config(self):
         return {

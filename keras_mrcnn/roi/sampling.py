@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_mrcnn.geometry import boxes as box_ops
-from keras_mrcnn.ops import random_subset
+from keras_mrcnn.ops import RandomSubset
 
 
 class RoISampling(keras.layers.Layer):
@@ -36,7 +36,7 @@ class RoISampling(keras.layers.Layer):
         self.foreground_fraction = foreground_fraction
         self.foreground_iou = foreground_iou
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.choose = RandomSubset(seed, name="choose")
 
     def call(self, proposals, valid, true_boxes, true_valid):
         boxes = ops.stop_gradient(ops.concatenate([proposals, true_boxes], axis=1))
@@ -46,8 +46,8 @@ class RoISampling(keras.layers.Layer):
         on_object = best >= self.foreground_iou
 
         most = int(self.rois * self.foreground_fraction)
-        front, is_front = random_subset(valid & on_object, most, self.seed_generator)
-        back, is_back = random_subset(valid & ~on_object, self.rois, self.seed_generator)
+        front, is_front = self.choose(valid & on_object, size=most)
+        back, is_back = self.choose(valid & ~on_object, size=self.rois)
         room = self.rois - ops.sum(ops.cast(is_front, "int32"), axis=1, keepdims=True)
         is_back = is_back & (ops.arange(ops.shape(back)[1])[None] < room)
 

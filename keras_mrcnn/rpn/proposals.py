@@ -33,7 +33,13 @@ class Proposals(keras.layers.Layer):
     """
 
     def __init__(
-        self, pre_nms_train=2000, pre_nms_test=1000, post_nms_train=1000, post_nms_test=1000, nms_iou=0.7, **kwargs
+        self,
+        pre_nms_train=2000,
+        pre_nms_test=1000,
+        post_nms_train=1000,
+        post_nms_test=1000,
+        nms_iou=0.7,
+        **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
         self.supports_jit = False
@@ -75,4 +81,3 @@ class Proposals(keras.layers.Layer):
             "post_nms_test": self.post_nms_test,
             "nms_iou": self.nms_iou,
         }
-

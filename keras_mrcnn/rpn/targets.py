@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_mrcnn.geometry import boxes as box_ops
-from keras_mrcnn.ops import random_subset
+from keras_mrcnn.ops import RandomSubset
 
 
 class RPNTargets(keras.layers.Layer):
@@ -43,15 +43,13 @@ class RPNTargets(keras.layers.Layer):
         self.samples = samples
         self.positive_fraction = positive_fraction
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.choose = RandomSubset(seed, name="choose")
 
     def call(self, anchors, true_boxes, true_valid):
-        labels, matched = label_anchors(
-            anchors, true_boxes, true_valid, self.positive_iou, self.negative_iou
-        )
+        labels, matched = label_anchors(anchors, true_boxes, true_valid, self.positive_iou, self.negative_iou)
         most = int(self.samples * self.positive_fraction)
-        positive, is_positive = random_subset(labels == 1, most, self.seed_generator)
-        negative, is_negative = random_subset(labels == 0, self.samples, self.seed_generator)
+        positive, is_positive = self.choose(labels == 1, size=most)
+        negative, is_negative = self.choose(labels == 0, size=self.samples)
         room = self.samples - ops.sum(ops.cast(is_positive, "int32"), axis=1, keepdims=True)
         is_negative = is_negative & (ops.arange(ops.shape(negative)[1])[None] < room)
 

@@ -66,18 +66,16 @@ class CocoScores(keras.callbacks.Callback):
         self.folder = folder
 
     def on_epoch_end(self, epoch, logs=None):
-        # The columns are there after every epoch, or a CSV log would leave them out for good.
-        for metric in self.model.metrics:
-            logs.setdefault(f"val_{metric.name}", math.nan)
-        scores = {"bbox": {}, "segm": {}}
-        if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
-            scores = score(self.model, self.dataset, self.records, self.evaluator)
-            print("\n" + format_table(scores))
-            if self.folder:
-                write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
+        last = epoch + 1 == self.params["epochs"] or self.model.stop_training
+        if (epoch + 1) % self.every and not last:
+            return
+        scores = score(self.model, self.dataset, self.records, self.evaluator)
+        print("\n" + format_table(scores))
+        if self.folder:
+            write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
         for kind in ("bbox", "segm"):
             for name in ("AP", "AP50", "AP75"):
-                logs[f"val_{kind}_{name}"] = scores[kind].get(name, math.nan)
+                logs[f"val_{kind}_{name}"] = scores[kind][name]
 
 
 class Checkpoints(keras.callbacks.Callback):

@@ -1,0 +1,138 @@
+"""The command line on shapes: check, train, resume, eval, predict, export."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from pycocotools import mask as coco_mask
+
+from keras_mrcnn import config
+from keras_mrcnn.cli import load_model, main, run
+from keras_mrcnn.data.shapes import make_shapes
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return make_shapes(
+        tmp_path_factory.mktemp("shapes"), images=12, val_images=5, size=(64, 64), max_objects=2
+    )
+
+
+def settings(shapes, output, **training):
+    tiny = config.load("shapes_r18_fpn")
+    tiny.model.input.short_edge = tiny.model.input.long_edge = 64
+    tiny.model.fpn.channels = tiny.model.rpn.channels = tiny.model.mask_head.channels = 16
+    tiny.model.mask_head.convs, tiny.model.box_head.units = 1, 16
+    tiny.data.short_edges = [64]
+    for name, path in shapes.items():
+        setattr(tiny.data, name, str(path))
+    tiny.training.output = str(output)
+    tiny.training.evaluate_every = 1
+    tiny.training.optimizer, tiny.training.learning_rate, tiny.training.warmup_steps = "sgd", 0.01, 0
+    for name, value in training.items():
+        setattr(tiny.training, name, value)
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    run(settings(shapes, output, epochs=2))
+    return output
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_train_leaves_what_it_promises(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.yaml", "last.keras", "log.csv", "scores_epoch_1.json", "scores_epoch_2.json"} <= names
+    header, *rows = (trained / "log.csv").read_text().splitlines()
+    assert {"loss", "val_loss", "val_segm_AP", "val_mask"} <= set(header.split(","))
+    assert len(rows) == 2
+    scores = json.loads((trained / "scores_epoch_2.json").read_text())
+    assert set(scores["per_class"]) == {"circle", "triangle", "square"}
+
+
+def test_resumed_run_equals_the_uninterrupted_one(shapes, trained, tmp_path):
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    interrupted = settings(shapes, tmp_path / "halves", epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupted, callbacks=[Killed()])
+    run(interrupted, resume=True)
+    whole, halves = (load_model(folder / "last.keras") for folder in (trained, tmp_path / "halves"))
+    for one, other in zip(whole.weights, halves.weights, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-4, err_msg=one.path)
+    assert (tmp_path / "halves" / "log.csv").read_text().count("\n") == 3
+
+
+def test_an_earlier_run_is_not_overwritten(shapes, trained):
+    with pytest.raises(ValueError, match="--resume"):
+        run(settings(shapes, trained))
+
+
+def test_nothing_to_resume(shapes, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Nothing to resume"):
+        run(settings(shapes, tmp_path / "new"), resume=True)
+
+
+def test_eval_prints_the_table_of_the_last_epoch(shapes, trained, tmp_path):
+    path = tmp_path / "scores.json"
+    result = invoke(
+        "eval", trained / "last.keras", shapes["val_annotations"], shapes["val_images"], "--output", path
+    )
+    assert result.exit_code == 0, result.output
+    assert "segm" in result.output and "AP50" in result.output
+    expected = json.loads((trained / "scores_epoch_2.json").read_text())
+    assert json.loads(path.read_text())["segm"]["AP"] == pytest.approx(expected["segm"]["AP"], abs=0.02)
+
+
+def test_predict_draws_and_writes_results_that_pycocotools_reads(shapes, trained, tmp_path):
+    result = invoke("predict", trained / "last.keras", shapes["val_images"], "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found
+    for detection in found[:20]:
+        assert coco_mask.decode(detection["segmentation"]).shape == (64, 64)
+        assert detection["category_id"] in (1, 2, 3)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 17
+
+
+def test_export_writes_a_saved_model_once(trained, tmp_path):
+    result = invoke("export", trained / "last.keras", tmp_path / "saved")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "saved" / "saved_model.pb").is_file()
+    again = invoke("export", trained / "last.keras", tmp_path / "saved")
+    assert again.exit_code == 1 and "not empty" in again.output
+
+
+def test_check_says_what_is_there(shapes):
+    result = invoke("check", shapes["train_annotations"], shapes["train_images"])
+    assert result.exit_code == 0 and "12 images" in result.output
+
+
+def test_shapes_prints_the_command_to_train_on_them(tmp_path):
+    result = invoke("shapes", tmp_path / "made", "--train", 2, "--val", 1)
+    assert result.exit_code == 0
+    assert "mrcnn train shapes_r18_fpn data.train_annotations=" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["train", "no_such_config"], "No config file"),
+        (["train", "shapes_r18_fpn", "data.batchsize=2"], "Did you mean `data.batch_size`"),
+        (["train", "shapes_r18_fpn"], "train_annotations"),
+    ],
+)
+def test_wrong_input_is_told_in_a_line(arguments, expected):
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert expected in result.output and "Traceback" not in result.output

@@ -1,0 +1,66 @@
+"""Configs: YAML in and out, overrides, errors that help."""
+
+import pytest
+
+from keras_mrcnn import config
+
+
+def named():
+    return sorted(path.stem for path in config.folder("configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", named())
+def test_every_named_config_loads(name):
+    assert isinstance(config.load(name), config.Config)
+
+
+def test_the_defaults_are_the_papers():
+    model = config.Model()
+    assert (model.input.short_edge, model.input.long_edge) == (800, 1333)
+    assert model.anchors.sizes == [32, 64, 128, 256, 512]
+    assert (model.sampling.rois, model.sampling.foreground_fraction) == (512, 0.25)
+    assert (model.detections.score_threshold, model.detections.nms_iou) == (0.05, 0.5)
+    assert model.roi_align.sampling_ratio == 2
+
+
+def test_overrides_and_round_trip(tmp_path):
+    given = config.load("nuclei_r18_fpn", ["data.batch_size=7", "model.anchors.sizes=[1,2,3,4,5]"])
+    assert given.data.batch_size == 7
+    assert given.model.anchors.sizes == [1.0, 2.0, 3.0, 4.0, 5.0]
+    config.save(given, tmp_path / "own.yaml")
+    assert config.load(tmp_path / "own.yaml") == given
+    assert config.model_from_dict(config.to_dict(given.model)) == given.model
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("data.batchsize=2", "Unknown key `data.batchsize`.*Did you mean `data.batch_size`"),
+        ("model.backbone.nrom=batch", "Did you mean `model.backbone.norm`"),
+        ("batch_size=2", "Did you mean `data.batch_size`"),
+        ("data.batch_size=many", "Wrong value for `data.batch_size`"),
+        ("model.backbone.norm=group_norm", "is one of frozen, batch, group.*Did you mean `group`"),
+        ("model.anchors.sizes=[8,16]", "five entries"),
+        ("model.anchors.aspect_ratios=[0.5,-1]", "must be positive"),
+        ("data.batch_size", "section.key=value"),
+        ("model.backbone.frozen_stages=9", "frozen_stages"),
+        ("model.roi_align.sampling_ratio=0", "at least 1"),
+    ],
+)
+def test_wrong_keys_and_values_name_the_key_and_the_nearest_right_one(override, expected):
+    with pytest.raises(ValueError, match=expected):
+        config.load("nuclei_r18_fpn", [override])
+
+
+def test_unknown_config_lists_the_named_ones():
+    with pytest.raises(FileNotFoundError, match="nuclei_r18_fpn.*Did you mean"):
+        config.load("nuclei_r18_fnp")
+
+
+def test_wrong_key_in_a_file_names_the_file(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("model:\n  fpn:\n    chanels: 3\n")
+    with pytest.raises(
+        ValueError, match="Unknown key `model.fpn.chanels` in .*own.yaml.*`model.fpn.channels`"
+    ):
+        config.load(path)
