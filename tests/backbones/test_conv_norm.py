@@ -124,12 +124,15 @@ class TestFrozen:
         exact = ConvNorm(16, 3)
         exact(images)
         exact.set_weights(layer.get_weights())
-        scale, shift = (part.numpy() for part in layer.normalization.scale_and_shift())
-        wanted, wanted_shift = (part.numpy() for part in exact.normalization.scale_and_shift())
-        np.testing.assert_array_equal(scale, wanted)  # 1 / sqrt of a variance near epsilon: not in 8 bits
-        np.testing.assert_array_equal(shift, wanted_shift)
         difference = np.abs(keras.ops.cast(layer(images), "float32") - exact(images))
         assert difference.max() < 0.1
+        # shift = 1002 - 1001 * 1 = 1; bfloat16 has 1000 for both
+        layer.set_weights([np.zeros([3, 3, 3, 16]), *np.ones([16, 4]).T * [[1], [1002], [1001], [1 - 1e-5]]])
+        np.testing.assert_allclose(
+            keras.ops.cast(layer(images), "float32"), np.ones([1, 6, 6, 16]), atol=1e-2
+        )
+        alone = layer.normalization(keras.ops.zeros([1, 2, 2, 16], "bfloat16"))
+        np.testing.assert_allclose(keras.ops.cast(alone, "float32"), np.ones([1, 2, 2, 16]), atol=1e-2)
 
 
 class TestOtherNorms:

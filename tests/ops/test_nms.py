@@ -79,6 +79,12 @@ class TestByHand:
         same = [[3, 4, 50, 60]] * 4
         assert kept_of(same, [0.6, 0.9, 0.8, 0.7], 0.5, groups=[0, 1, 0, 2]) == [1, 2, 3]
 
+    @pytest.mark.parametrize("step", [(101, 0), (0, 101), (101, 101)])
+    def test_groups_do_not_touch_where_coordinates_are_negative(self, step):
+        # 101 is the largest coordinate plus one: moved by it, the second box would lie on the first
+        box = np.array([90, 90, 100, 100])
+        assert kept_of([box, box - np.tile(step, 2)], [0.9, 0.8], 0.5, groups=[0, 1]) == [0, 1]
+
     def test_invalid_boxes_take_no_part(self):
         boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [40, 0, 50, 10]]
         assert kept_of(boxes, [0.9, 0.8, 0.7], 0.5, valid=[False, True, True]) == [1, 2]

@@ -319,6 +319,13 @@ class TestMultilevel:
         assert output.shape == (0, 7, 7, 3)
         np.testing.assert_array_equal(tape.gradient(output, features), np.zeros([1, 8, 8, 3]))
 
+    def test_nan_keeps_its_row(self):
+        pyramid = [tf.ones([1, 64 >> k, 64 >> k, 3]) for k in range(4)]
+        boxes = np.float32([[10, 10, 60, 60], [np.nan, 1, 4, 5], [10, 10, 200, 200], [np.nan] * 4])
+        output = multilevel_roi_align(pyramid, boxes, np.zeros(4, np.int32), 2)
+        expected = np.float32([1, 0, 1, 0])[:, None, None, None] * np.ones([4, 2, 2, 3])
+        np.testing.assert_allclose(output, expected, atol=1e-6)
+
     def test_parity_where_the_adaptive_grid_has_three_samples(self, shared):
         data = np.load(shared / "parity/ops/multiscale.npz")
         pyramid = [np.moveaxis(data[f"tv_pool/p{k}"], 1, 3) for k in range(2, 6)]
