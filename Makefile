@@ -32,13 +32,13 @@ $(INSTALLED): setup.cfg pyproject.toml
 test: $(INSTALLED)  ## formatting, lint and every test but the slow proofs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/python -m pytest -m "not proof"
+	$(BIN)/python -m pytest -m "not proof" --durations=10
 
 proof: $(INSTALLED)  ## the slow proofs
-	$(BIN)/python -m pytest -m proof
+	$(BIN)/python -m pytest -m proof -s
 
-demo: $(INSTALLED)  ## train on 72 microscopy images, score, draw
-	$(BIN)/python -m keras_mrcnn demo
+demo: $(INSTALLED)  ## train on 72 microscopy images, score, draw, export
+	$(BIN)/python examples/demo.py
 
 format: $(INSTALLED)  ## rewrite the code as `make test` wants it
 	$(BIN)/ruff format $(SOURCES)

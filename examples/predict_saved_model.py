@@ -20,7 +20,7 @@ def main(folder, path, short_edge=320):
     good = found["scores"][0] > 0.5
     print(f"{path}: {int(tf.reduce_sum(tf.cast(good, tf.int32)))} objects; the best three:")
     for box, score in zip(found["boxes"][0][:3] / scale, found["scores"][0][:3]):
-        print("  score %.3f, box %s" % (score, [round(float(edge), 1) for edge in box]))
+        print(f"  score {float(score):.3f}, box {[round(float(edge), 1) for edge in box]}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def check(annotations, images):
 @click.argument("overrides", nargs=-1)
 @click.option("--resume", is_flag=True, help="Go on from the last finished epoch in training.output.")
 def train(config, overrides, resume):
-    """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES like data.batch_size=4."""
+    """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4)."""
     from keras_mrcnn import config as configs
 
     run(configs.load(config, overrides), resume)
@@ -73,37 +73,18 @@ def run(config, resume=False, callbacks=()):
     from keras_mrcnn.data.coco import load_coco
     from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
     from keras_mrcnn.evaluation import CocoEvaluator
-    from keras_mrcnn.model import MaskRCNN
-    from keras_mrcnn.training import schedule
     from keras_mrcnn.training.callbacks import Checkpoints, CocoScores
 
     data, training = config.data, config.training
-    output = pathlib.Path(training.output)
-    last = output / "last.keras"
-    if resume and not last.is_file():
-        raise FileNotFoundError(f"Nothing to resume: there is no {last}. Train without --resume first.")
-    if last.is_file() and not resume:
-        raise ValueError(
-            f"{output} holds an earlier run. Add --resume to go on with it, or choose another training.output=..."
-        )
-    output.mkdir(parents=True, exist_ok=True)
+    output = _output_folder(config, resume)
     configs.save(config, output / "config.yaml")
     keras.utils.set_random_seed(training.seed)
 
-    for key in ("train_annotations", "train_images"):
-        if not getattr(data, key):
-            raise ValueError(f"`data.{key}` says where the training data is; it is empty. Add data.{key}=PATH.")
     options = {"invalid": data.invalid, "check_images": data.check_images}
     learn = load_coco(data.train_annotations, data.train_images, **options)
     click.echo(f"Training: {learn.summary()}")
     steps = -(-len(trainable(learn.records)) // data.batch_size)
-    if resume:
-        model = keras.models.load_model(last)
-    else:
-        model = MaskRCNN(config.model, learn.categories, seed=training.seed, dtype=training.precision)
-        model.compile(schedule.optimizer(training, steps))
-    if training.optimizer == "sgd":
-        schedule.regularize(model, training.weight_decay)
+    model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
     first_epoch = int(model.optimizer.iterations) // max(steps, 1)
 
     watchers, validation = [], None
@@ -129,6 +110,50 @@ def run(config, resume=False, callbacks=()):
         shuffle=False,
         verbose="auto" if sys.stdout.isatty() else 2,
     )
+    return model
+
+
+def _output_folder(config, resume):
+    """The folder of a run, made; checked against what is in it already, before anything slow."""
+    for key in ("train_annotations", "train_images"):
+        if not getattr(config.data, key):
+            raise ValueError(
+                f"`data.{key}` says where the training data is. It is empty: add data.{key}=PATH."
+            )
+    output = pathlib.Path(config.training.output)
+    last = output / "last.keras"
+    if resume and not last.is_file():
+        raise FileNotFoundError(f"Nothing to resume: there is no {last}. Train without --resume first.")
+    if last.is_file() and not resume:
+        raise ValueError(
+            f"{output} holds an earlier run. Go on with it (--resume), or choose another training.output=..."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _compiled_model(config, categories, steps, checkpoint):
+    """The model to train: from a checkpoint with its optimizer, or new."""
+    import keras
+
+    from keras_mrcnn.model import MaskRCNN
+    from keras_mrcnn.training import schedule
+
+    training = config.training
+    if checkpoint:
+        model = keras.models.load_model(checkpoint)
+    else:
+        if config.model.backbone.norm == "frozen" and not training.weights:
+            raise ValueError(
+                "A frozen normalisation needs weights that were trained with it. Give training.weights=FILE, "
+                "or train from scratch with model.backbone.norm=group model.backbone.frozen_stages=0."
+            )
+        model = MaskRCNN(config.model, categories, seed=training.seed, dtype=training.precision)
+        if training.weights:
+            model.load_weights(training.weights)
+        model.compile(schedule.optimizer(training, steps))
+    if training.optimizer == "sgd":
+        schedule.regularize(model, training.weight_decay)
     return model
 
 

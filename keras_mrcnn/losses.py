@@ -9,7 +9,7 @@ from keras import ops
 
 def sigmoid_cross_entropy(logits, labels):
     """Elementwise binary cross-entropy of logits, stable for large ones."""
-    return ops.maximum(logits, 0) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+    return ops.softplus(logits) - logits * labels
 
 
 def rpn_objectness(logits, indices, labels, weights, deltas, samples):

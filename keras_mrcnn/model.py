@@ -140,7 +140,7 @@ class MaskRCNN(keras.Model):
         """What is in some images.
 
         Args:
-            images: one image or a list of them: paths, arrays `[H, W]`, `[H, W, 1 | 3 | 4]` (RGB), PIL images.
+            images: one image or a list of them: paths, arrays `[H, W]` or `[H, W, 1 | 3 | 4]`, PIL images.
             batch_size: int, images that go through the network together, padded to a common size.
 
         Returns:
@@ -171,8 +171,8 @@ class MaskRCNN(keras.Model):
         """Load a `.weights.h5` or `.keras` file, all of it or nothing.
 
         Raises:
-            ValueError: weights are missing in the file, unexpected, or of another shape; all are listed and the
-                model is as before.
+            ValueError: weights are missing in the file, unexpected, or of another shape; all are listed and
+                the model is as before.
         """
         if not options.get("skip_mismatch"):
             self._check_weights(pathlib.Path(filepath))
@@ -193,8 +193,8 @@ class MaskRCNN(keras.Model):
         if misfits:
             fitting = len(expected) - sum(not line.startswith("unexpected") for line in misfits)
             raise ValueError(
-                f"{path} does not fit this model, and nothing was loaded: {fitting} of {len(expected)} weights "
-                "fit.\n  " + "\n  ".join(misfits)
+                f"{path} does not fit this model, and nothing was loaded: {fitting} of {len(expected)} "
+                "weights fit.\n  " + "\n  ".join(misfits)
             )
 
     def _track(self, named):

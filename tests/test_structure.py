@@ -35,7 +35,6 @@ ARROWS = {
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
     "serving": ("model", "config", "geometry"),
-    "weights": ("model", "config"),
 }
 TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}
 NUMPY_ONLY = ("config", "geometry.masks", "evaluation", "results", "visualize")

@@ -24,8 +24,8 @@ class Normalize(keras.layers.Layer):
 
     def __init__(self, mean, std, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.mean = list(mean)
-        self.std = list(std)
+        self.mean = [float(value) for value in mean]
+        self.std = [float(value) for value in std]
 
     def call(self, images, image_sizes):
         height, width = ops.shape(images)[1:3]

@@ -24,10 +24,14 @@ def nms(boxes, scores, groups, valid, max_outputs, iou_threshold):
     def one_image(image):
         boxes, scores, groups, valid = image
         candidates = tf.where(valid)[:, 0]
-        boxes = tf.gather(boxes, candidates)
-        # Shifted apart by more than the widest extent, boxes of different groups cannot touch.
-        extent = tf.reduce_max(tf.abs(boxes)) * 2 + 1
-        shifted = boxes + (tf.cast(tf.gather(groups, candidates), tf.float32) * extent)[:, tf.newaxis]
+        boxes, groups = tf.gather(boxes, candidates), tf.gather(groups, candidates)
+        # Every group in a cell of its own, wider than all boxes: different groups cannot touch. A square of
+        # cells keeps the coordinates small, so that float32 still resolves them.
+        extent = tf.reduce_max(boxes) - tf.reduce_min(boxes) + 1
+        count = tf.cast(tf.maximum(tf.reduce_max(groups), 0) + 1, tf.float32)
+        columns = tf.cast(tf.math.ceil(tf.sqrt(count)), tf.int32)
+        cell = tf.cast(tf.stack([groups % columns, groups // columns], axis=-1), tf.float32)
+        shifted = boxes + tf.tile(cell, [1, 2]) * extent
         kept = tf.image.non_max_suppression(
             shifted, tf.gather(scores, candidates), max_outputs, iou_threshold
         )

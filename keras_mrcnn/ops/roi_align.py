@@ -25,8 +25,10 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
     """
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     samples = output_size * sampling_ratio
-    x1, y1, x2, y2 = tf.unstack(tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale, axis=-1)
-    # In padded feature pixels with centres at integers; crop_and_resize wants first and last sample / (size - 1).
+    boxes = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
+    boxes = tf.where(tf.math.is_finite(boxes), boxes, -1e6)  # far outside: samples of 0
+    x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
+    # In padded feature pixels, centres at integers. crop_and_resize wants first and last sample / (size - 1).
     shift = 0.5 if aligned else 1.0
 
     def sampled(low, high, size):
@@ -60,6 +62,7 @@ def roi_levels(boxes, levels):
     width = tf.maximum(boxes[..., 2] - boxes[..., 0], 0.0)
     height = tf.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
     level = tf.floor(4.0 + tf.math.log(tf.sqrt(width * height) / 224.0 + 1e-8) / tf.math.log(2.0))
+    level = tf.where(tf.math.is_nan(level), 2.0, level)
     return tf.cast(tf.clip_by_value(level, 2.0, levels + 1.0), tf.int32) - 2
 
 
@@ -67,7 +70,7 @@ def multilevel_roi_align(pyramid, boxes, batch_indices, output_size, sampling_ra
     """`roi_align` of each region on the level that fits its size.
 
     Args:
-        pyramid: list of float `[B, H_k, W_k, C]`, P2 (stride 4) first, each level half the size of the one before.
+        pyramid: list of float `[B, H_k, W_k, C]`, P2 (stride 4) first, each half the size of the one before.
         boxes, batch_indices, output_size, sampling_ratio: as in `roi_align`.
 
     Returns:

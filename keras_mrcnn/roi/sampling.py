@@ -1,4 +1,4 @@
-"""Regions that the heads learn from: a sample of the proposals with their labels (section 3.1, "Training")."""
+"""Regions that the heads learn from: a sample of the proposals, matched (section 3.1, "Training")."""
 
 import keras
 from keras import ops

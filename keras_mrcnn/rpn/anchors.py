@@ -1,4 +1,4 @@
-"""Anchors: the boxes at every position of the pyramid that the RPN scores and moves (FPN paper, section 4.1)."""
+"""Anchors: the boxes at every position of the pyramid that the RPN scores (FPN paper, section 4.1)."""
 
 import keras
 from keras import ops

@@ -91,5 +91,5 @@ def label_anchors(anchors, true_boxes, true_valid, positive_iou=0.7, negative_io
     labels = ops.where(best >= positive_iou, 1, labels)
     # Case (i): also the best anchors of a true box that no anchor covers well; never of a padded one.
     highest = ops.max(overlap, axis=2, keepdims=True)
-    is_best = (overlap == highest) & true_valid[..., None]
+    is_best = (overlap == highest) & (highest > 0)
     return ops.where(ops.any(is_best, axis=1), 1, labels), ops.cast(matched, "int32")

@@ -11,8 +11,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 def export_saved_model(model, folder):
     """Write `model` so that a process that knows TensorFlow alone can run it.
 
-    The signature `serving_default` takes `images` (uint8 `[B, H, W, 3]`, RGB, network frame) and `image_sizes`
-    (int32 `[B, 2]`, valid height and width) and returns what the model returns, for any B, H and W.
+    The signature `serving_default` takes `images` (uint8 `[B, H, W, 3]`, RGB, network frame) and
+    `image_sizes` (int32 `[B, 2]`, valid height and width), for any B, H and W, and returns what the model
+    returns.
     `assets/categories.json` holds the categories, in the order of the class indices.
 
     Args:

@@ -69,8 +69,9 @@ class _Constant(keras.optimizers.schedules.LearningRateSchedule):
 def optimizer(training, steps_per_epoch):
     """The Keras optimizer of a `config.Training`.
 
-    "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw" decays
-    the weights by itself, those of kernels only. With mixed_float16 the loss is scaled, or small gradients vanish.
+    "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw"
+    decays the weights by itself, those of kernels only. With mixed_float16 the loss is scaled, or small
+    gradients vanish.
     """
     options = {
         "learning_rate": learning_rate(training, steps_per_epoch),
