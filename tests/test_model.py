@@ -172,6 +172,15 @@ def test_padded_true_boxes_change_nothing(model):
     assert float(tf.reduce_sum(sampled[1] * sampled[2])) == float(tf.reduce_sum(padded[1] * padded[2]))
 
 
+def test_training_on_a_line_of_pixels_is_finite(model):
+    inputs, targets = make_batch(batch=1, objects=1)
+    targets["valid"][:] = True
+    targets["boxes"][0, 0] = (3, 0, 40, 1)
+    inputs = {"images": inputs["images"][:, :1], "image_sizes": np.array([[1, SIZE]], "int32")}
+    losses = model.compute_losses(inputs, targets)
+    assert np.isfinite([float(value) for value in losses.values()]).all()
+
+
 @pytest.mark.parametrize("shape", [(50, 90), (50, 90, 1), (50, 90, 4)])
 def test_detect_takes_grey_and_rgba(model, shape):
     image = np.random.default_rng(0).integers(0, 256, shape).astype("uint8")

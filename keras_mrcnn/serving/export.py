@@ -13,7 +13,7 @@ def export_saved_model(model, folder):
 
     The signature `serving_default` takes `images` (uint8 `[B, H, W, 3]`, RGB, network frame) and
     `image_sizes` (int32 `[B, 2]`, valid height and width), for any B, H and W, and returns what the model
-    returns.
+    returns. It computes in float32, also when the model was trained in mixed precision.
     `assets/categories.json` holds the categories, in the order of the class indices.
 
     Args:
@@ -27,6 +27,8 @@ def export_saved_model(model, folder):
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty. Export to another folder, or remove it first.")
+
+    model = _in_float32(model)
 
     def detect(images, image_sizes):
         return model({"images": images, "image_sizes": image_sizes}, training=False)
@@ -47,6 +49,14 @@ def export_saved_model(model, folder):
         raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
     categories = [{"id": category.id, "name": category.name} for category in model.categories]
     (folder / "assets" / "categories.json").write_text(json.dumps(categories))
+
+
+def _in_float32(model):
+    if model.box_head.compute_dtype == "float32":
+        return model
+    twin = type(model)(model.config, model.categories, dtype="float32")
+    twin.set_weights(model.get_weights())
+    return twin
 
 
 def foreign_operations(folder):

@@ -1,4 +1,4 @@
-"""Real COCO photographs, ResNet-50-FPN: a model that cannot learn eight images by heart is wrong somewhere."""
+"""Real COCO photographs, ResNet-50-FPN: what cannot learn eight images by heart is wrong somewhere."""
 
 import json
 

@@ -92,6 +92,17 @@ def test_the_lint_finds_a_foreign_operation(tmp_path):
     assert foreign_operations(tmp_path / "saved") == ["KerasMrcnn>RoiAlign"]
 
 
+def test_a_model_of_mixed_precision_is_served_in_float32(model, tmp_path):
+    mixed = MaskRCNN(model.config, model.categories, dtype="mixed_bfloat16")
+    mixed.set_weights(model.get_weights())
+    export_saved_model(mixed, tmp_path / "saved")
+    images, sizes = cases()["a"]
+    signature = tf.saved_model.load(tmp_path / "saved").signatures["serving_default"]
+    found = signature(images=tf.constant(images), image_sizes=tf.constant(sizes))
+    expected = model.predict_on_batch({"images": images, "image_sizes": sizes})
+    np.testing.assert_allclose(found["scores"].numpy(), expected["scores"], atol=1e-5)
+
+
 def test_nothing_is_overwritten(model, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "precious").write_text("")
