@@ -94,7 +94,7 @@ def row(command, precision, answers):
     ratio = "-"
     if len(seconds) == len(SIDES) and others <= QUIET:
         medians = [statistics.median(seconds[side]) for side in SIDES]
-        ratio = f"{medians[1] / medians[0]:.2f}"
+        ratio = f"{medians[0] / medians[1]:.2f}"
     cells.append(ratio)
     cells += [str(answers[side][-1]["peak_mib"]) if side in answers else "-" for side in SIDES]
     cells.append(f"{others:.2f}" if others <= QUIET else f"{others:.2f}: too noisy")
@@ -136,17 +136,24 @@ def main():
     """Prints a Markdown table; medians of seconds an iteration, lowest and highest in brackets."""
     options = parse()
     print(f"{platform.machine()}, {options.threads} threads, {options.height} x {options.width}, batch 1")
-    columns = ["", "precision", *(f"{side}, s" for side in SIDES), "times faster"]
+    columns = ["", "precision", *(f"{side}, s" for side in SIDES), "ours / theirs"]
     columns += [*(f"{side}, peak MiB" for side in SIDES), "others"]
     print("| " + " | ".join(columns) + " |")
     print("|" + " --- |" * len(columns))
-    done = {}
+    done, medians = {}, {}
     for precision in options.precisions:
         for command in options.commands:
             options.precision = precision
             answers = compare(command, options)
             done[f"{command} {precision}"] = facts(answers)
             print(row(command, precision, answers), flush=True)
+            for side, given in answers.items():
+                medians[command, precision, side] = statistics.median(each["seconds"] for each in given)
+    for command in options.commands:
+        pair = (command, "bfloat16", SIDES[0]), (command, "float32", SIDES[1])
+        if all(key in medians for key in pair):
+            ratio = medians[pair[0]] / medians[pair[1]]
+            print(f"{command}: our bfloat16 / their float32 = {ratio:.2f}")
     print(json.dumps(done, indent=1))
 
 

@@ -70,8 +70,8 @@ def optimizer(training, steps_per_epoch):
     """The Keras optimizer of a `config.Training`.
 
     "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw"
-    decays the weights by itself, those of kernels only. With mixed_float16 the loss is scaled, or small
-    gradients vanish.
+    decays all variables by itself. (Exceptions would be lost in a `.keras` file, and a resumed run would
+    differ.) With mixed_float16 the loss is scaled, or small gradients vanish.
     """
     options = {
         "learning_rate": learning_rate(training, steps_per_epoch),
@@ -81,7 +81,6 @@ def optimizer(training, steps_per_epoch):
         chosen = keras.optimizers.SGD(momentum=0.9, **options)
     else:
         chosen = keras.optimizers.AdamW(weight_decay=training.weight_decay, **options)
-        chosen.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     if training.precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(chosen)
     return chosen
