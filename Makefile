@@ -1,4 +1,4 @@
-# Needs Python 3.10 or later, make and a package index; everything else is installed into $(VENV).
+# Needs Python 3.11 or later, make and a package index; everything else is installed into $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,8 +21,8 @@ help:  ## this list
 
 # Made anew whenever the dependencies may have changed, otherwise once.
 $(INSTALLED): setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "keras_mrcnn needs Python 3.10 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "keras_mrcnn needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

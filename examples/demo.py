@@ -37,7 +37,8 @@ class StopAfter(keras.callbacks.Callback):
         self.deadline = time.monotonic() + 60 * minutes
 
     def on_train_batch_end(self, batch, logs=None):
-        self.model.stop_training = time.monotonic() > self.deadline
+        if time.monotonic() > self.deadline:
+            self.model.stop_training = True
 
 
 def true_masks(record):
@@ -68,8 +69,10 @@ def main():
     settings.data.train_images, settings.data.val_images = str(DATA / "train"), str(DATA / "val")
 
     started = time.monotonic()
-    run(settings, callbacks=[StopAfter(MINUTES)])
+    trained = run(settings, callbacks=[StopAfter(MINUTES)])
     minutes = (time.monotonic() - started) / 60
+    if trained.epochs_done < settings.training.epochs:
+        print(f"Stopped after {trained.epochs_done} of {settings.training.epochs} epochs: the time was up.")
     model = load_model(output / "last.keras")
     records = load_coco(settings.data.val_annotations, settings.data.val_images, model.categories).records
     draw_pictures(model, records[:: max(len(records) // PICTURES, 1)][:PICTURES], output / "pictures")
@@ -77,7 +80,7 @@ def main():
 
     otsu = otsu_score(settings.data.val_annotations, settings.data.val_images)["segm"]
     print(f"\nTrained and scored in {minutes:.1f} minutes. On the same images, Otsu's threshold:")
-    print("segm  " + "  ".join(f"{name} {100 * value:.1f}" for name, value in otsu.items()))
+    print("segm  " + "  ".join(f"{name} {100 * otsu[name]:.1f}" for name in ("AP", "AP50", "AP75")))
     print("\nA fresh process that knows TensorFlow alone, on the SavedModel:", flush=True)
     subprocess.run(
         [sys.executable, HERE / "predict_saved_model.py", output / "saved_model", records[0].path], check=True
@@ -86,14 +89,15 @@ def main():
         f"""
 Made in {output}:
   pictures/        true and predicted masks, side by side: look at them first
-  last.keras       the model with its category names: keras.models.load_model
-  saved_model/     the same for TensorFlow Serving
+  last.keras       the model with its category names: keras_mrcnn.load_model
+  saved_model/     the same as stock TensorFlow operations; takes images that are resized already
   log.csv, scores_epoch_*.json, config.yaml
 
 Next:
   mrcnn predict {output}/last.keras YOUR_IMAGE.png
   mrcnn check YOUR_LABELS.json YOUR_IMAGES/
-  mrcnn train nuclei_r18_fpn data.train_annotations=YOUR_LABELS.json data.train_images=YOUR_IMAGES/"""
+  mrcnn train nuclei_r18_fpn data.train_annotations=YOUR_LABELS.json data.train_images=YOUR_IMAGES/ \\
+      data.val_annotations=YOUR_OTHER_LABELS.json data.val_images=YOUR_IMAGES/ training.output=runs/mine"""
     )
 
 

@@ -7,16 +7,15 @@ Needs the extra `viz` (OpenCV).
 """
 
 import argparse
-import contextlib
-import io
 import json
 import pathlib
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as coco_mask
+
+from keras_mrcnn import CocoEvaluator, load_coco
+from keras_mrcnn.data.images import load_image
 
 DEMO = pathlib.Path(__file__).resolve().parent / "data" / "nuclei"
 SMALLEST = 20  # pixels; what is smaller is taken for noise
@@ -41,38 +40,26 @@ def otsu_results(image, smallest=SMALLEST):
     return labels == np.reshape(kept, (-1, 1, 1))
 
 
-def score(annotations, images, smallest=SMALLEST):
-    """COCO scores of `otsu_results` on a data set of one category.
+def score(annotations, images, smallest=SMALLEST, max_detections=200):
+    """COCO scores of `otsu_results` on a data set of one category, as `CocoEvaluator.result` returns them.
 
     Args:
         annotations: path of the COCO json.
         images: folder of its images.
         smallest: as in `otsu_results`.
-
-    Returns:
-        `{"segm": {"AP", "AP50", "AP75"}, "bbox": {...}}`, at most 100 objects per image, all scored alike.
+        max_detections: objects per image that count; all are scored alike.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        (category,) = truth.getCatIds()
+    dataset = load_coco(annotations, images)
+    (category,) = dataset.categories
+    evaluator = CocoEvaluator(dataset, max_detections=max_detections)
+    for record in dataset.records:
         results = []
-        for record in truth.dataset["images"]:
-            image = cv2.imread(str(pathlib.Path(images) / record["file_name"]), cv2.IMREAD_COLOR)
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            for mask in otsu_results(image, smallest):
-                code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-                box = [float(value) for value in rle.toBbox(code)]
-                common = {"image_id": record["id"], "category_id": category, "score": 1.0}
-                results.append({**common, "segmentation": code, "bbox": box})
-        found = truth.loadRes(results)
-        scores = {}
-        for kind in ("segm", "bbox"):
-            evaluation = COCOeval(truth, found, kind)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-            scores[kind] = dict(zip(("AP", "AP50", "AP75"), evaluation.stats[:3].round(4).tolist()))
-    return scores
+        for mask in otsu_results(load_image(record.path), smallest):
+            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            common = {"image_id": record.image_id, "category_id": category.id, "score": 1.0}
+            results.append({**common, "segmentation": rle, "bbox": coco_mask.toBbox(rle).tolist()})
+        evaluator.add_coco(results)
+    return evaluator.result()
 
 
 def main():
@@ -83,7 +70,9 @@ def main():
     parser.add_argument("--annotations", default=DEMO / "annotations" / "instances_val.json")
     parser.add_argument("--images", default=DEMO / "val")
     parser.add_argument("--smallest", type=int, default=SMALLEST, help="pixels; smaller parts are left out")
-    print(json.dumps(score(**vars(parser.parse_args()))))
+    scores = score(**vars(parser.parse_args()))
+    for kind in ("segm", "bbox"):
+        print(kind, json.dumps({name: round(scores[kind][name], 4) for name in ("AP", "AP50", "AP75")}))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -11,18 +12,19 @@ import click
 
 _FILE = click.Path(exists=True, dir_okay=False)
 _FOLDER = click.Path(exists=True, file_okay=False)
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 class _Commands(click.Group):
-    """Wrong input is told in a line; anything else is a defect and keeps its traceback."""
+    """What is wrong with the input is told without a traceback."""
 
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
             if context.params["traceback"]:
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(f"{error}\n(mrcnn --traceback ... shows where.)") from error
 
 
 @click.group(
@@ -73,7 +75,8 @@ def run(config, resume=False, callbacks=()):
     from keras_mrcnn.data.coco import load_coco
     from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
     from keras_mrcnn.evaluation import CocoEvaluator
-    from keras_mrcnn.training.callbacks import Checkpoints, CocoScores
+    from keras_mrcnn.model import LOSSES
+    from keras_mrcnn.training.callbacks import Checkpoints, CocoScores, Log
 
     data, training = config.data, config.training
     output = _output_folder(config, resume)
@@ -85,7 +88,7 @@ def run(config, resume=False, callbacks=()):
     click.echo(f"Training: {learn.summary()}")
     steps = -(-len(trainable(learn.records)) // data.batch_size)
     model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
-    first_epoch = int(model.optimizer.iterations) // max(steps, 1)
+    first_epoch = model.epochs_done
 
     watchers, validation = [], None
     if data.val_annotations:
@@ -96,7 +99,7 @@ def run(config, resume=False, callbacks=()):
         watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
     watchers += [
         Checkpoints(output),
-        keras.callbacks.CSVLogger(output / "log.csv", append=resume),
+        Log(output / "log.csv", ("loss", *LOSSES), append=resume),
         keras.callbacks.TerminateOnNaN(),
         *callbacks,
     ]
@@ -110,16 +113,16 @@ def run(config, resume=False, callbacks=()):
         shuffle=False,
         verbose="auto" if sys.stdout.isatty() else 2,
     )
+    click.echo(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
 
 
 def _output_folder(config, resume):
     """The folder of a run, made; checked against what is in it already, before anything slow."""
-    for key in ("train_annotations", "train_images"):
+    needed = ["train_annotations", "train_images"] + ["val_images"] * bool(config.data.val_annotations)
+    for key in needed:
         if not getattr(config.data, key):
-            raise ValueError(
-                f"`data.{key}` says where the training data is. It is empty: add data.{key}=PATH."
-            )
+            raise ValueError(f"`data.{key}` says where the data is. It is empty: add data.{key}=PATH.")
     output = pathlib.Path(config.training.output)
     last = output / "last.keras"
     if resume and not last.is_file():
@@ -128,8 +131,27 @@ def _output_folder(config, resume):
         raise ValueError(
             f"{output} holds an earlier run. Go on with it (--resume), or choose another training.output=..."
         )
+    if resume:
+        _check_same_run(config, output / "config.yaml")
+    else:
+        (output / "best.json").unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     return output
+
+
+def _check_same_run(config, path):
+    """A resumed run goes on with the settings that its checkpoint was made with."""
+    from keras_mrcnn import config as configs
+
+    was = configs.load(path)
+    free = {"output": config.training.output, "evaluate_every": config.training.evaluate_every}
+    was.training = dataclasses.replace(was.training, **free)
+    before = was.model, was.training, was.data.batch_size
+    if before != (config.model, config.training, config.data.batch_size):
+        raise ValueError(
+            f"A run is resumed with the model, training and data.batch_size of {path}. These differ: pass "
+            "that file as CONFIG, or train anew with another training.output=..."
+        )
 
 
 def _compiled_model(config, categories, steps, checkpoint):
@@ -190,18 +212,32 @@ def evaluate(model, annotations, images, batch_size, output):
 @click.option("--threshold", default=0.5, show_default=True, help="Least score of what is drawn.")
 def predict(model, images, output, threshold):
     """Draw what MODEL finds in IMAGES (files or folders), and write it as a COCO result json."""
+    files = _image_files(images)
+    if not files:
+        raise ValueError(f"No picture ({' '.join(_PICTURES)}) in {', '.join(images)}.")
     model = load_model(model)
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for path in _image_files(images):
-        results = model.detect(path)
+    found, drawn, failed = [], set(), 0
+    for path in files:
+        try:
+            results = model.detect(path)
+        except ValueError as error:
+            click.echo(f"{path}: left out. {error}", err=True)
+            failed += 1
+            continue
         found += results.to_coco()
-        drawn = folder / f"{path.stem}.png"
-        results.above(threshold).save(drawn)
-        click.echo(f"{path}: {results.above(threshold)} -> {drawn}")
+        shown = results.above(threshold)
+        picture = folder / f"{path.stem}_found.png"
+        while picture in drawn:  # pictures of one name from several folders
+            picture = picture.with_stem(picture.stem + "_")
+        drawn.add(picture)
+        shown.save(picture)
+        click.echo(f"{path}: {shown} -> {picture}")
     (folder / "results.json").write_text(json.dumps(found))
     click.echo(f"{len(found)} detections of every score -> {folder / 'results.json'}")
+    if failed:
+        raise click.ClickException(f"{failed} of {len(files)} images could not be read.")
 
 
 @main.command()
@@ -212,7 +248,7 @@ def export(model, folder):
     from keras_mrcnn.serving.export import export_saved_model
 
     export_saved_model(load_model(model), folder)
-    click.echo(f"SavedModel with the signature serving_default (images, image_sizes) -> {folder}")
+    click.echo(f"SavedModel, float32, signature serving_default(images, image_sizes) -> {folder}")
 
 
 @main.command()
@@ -241,11 +277,10 @@ def load_model(path):
 
 def _image_files(paths):
     """The files, and the pictures in the folders, in order."""
-    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
     files = []
     for path in map(pathlib.Path, paths):
         inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes) if path.is_dir() else [path]
+            sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURES) if path.is_dir() else [path]
         )
         files += inside
     return files

@@ -11,6 +11,7 @@ import pathlib
 from dataclasses import dataclass, field
 
 import omegaconf
+import yaml
 from omegaconf import OmegaConf
 
 
@@ -186,6 +187,16 @@ CHOICES = {
     "training.decay": ("step", "cosine"),
     "training.precision": ("float32", "mixed_bfloat16", "mixed_float16"),
 }
+POSITIVE = (
+    "model.input.short_edge",
+    "model.input.long_edge",
+    "model.sampling.rois",
+    "model.detections.max_detections",
+    "model.roi_align.sampling_ratio",
+    "data.batch_size",
+    "training.epochs",
+    "training.evaluate_every",
+)
 
 
 def load(source, overrides=()):
@@ -205,7 +216,11 @@ def load(source, overrides=()):
     """
     path = find(source)
     merged = OmegaConf.structured(Config)
-    merged = _merge(merged, OmegaConf.load(path), str(path))
+    try:
+        content = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    merged = _merge(merged, content, str(path))
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"An override has the form section.key=value. Received: {override!r}")
@@ -272,6 +287,15 @@ def check(config):
                 f"`{key}` is one of {', '.join(choices)}. Received: {value!r}."
                 + _nearest(str(value), choices)
             )
+    for key in POSITIVE:
+        value = OmegaConf.select(OmegaConf.structured(config), key)
+        if value < 1:
+            raise ValueError(f"`{key}` is at least 1. Received: {value}")
+    if not config.data.short_edges or min(config.data.short_edges) < 1:
+        raise ValueError(
+            "`data.short_edges` are the lengths, in pixels, that one is drawn from for each training image. "
+            f"Received: {list(config.data.short_edges)}"
+        )
     model = config.model
     if len(model.anchors.sizes) != 5:
         raise ValueError(
@@ -288,11 +312,6 @@ def check(config):
         raise ValueError(
             "`model.backbone.frozen_stages` is 0 (none), 1 (stem), 2 (stem and C2) ... 5 (all). "
             f"Received: {model.backbone.frozen_stages}"
-        )
-    if model.roi_align.sampling_ratio < 1:
-        raise ValueError(
-            "`model.roi_align.sampling_ratio` is at least 1 sample per bin and axis. "
-            f"Received: {model.roi_align.sampling_ratio}"
         )
 
 

@@ -61,6 +61,7 @@ class MaskRCNN(keras.Model):
         config: a `config.Model`, or the dictionary that `get_config` made of one.
         categories: for each class its `Category` (or a dictionary with "id" and "name", or just a name).
         seed: int or None, of the random sampling in training.
+        epochs_done: int, epochs trained so far; `training.callbacks.Checkpoints` counts them.
 
     Example:
         >>> model = MaskRCNN(config.load("nuclei_r18_fpn").model, ["nucleus"])
@@ -68,7 +69,7 @@ class MaskRCNN(keras.Model):
         >>> model.fit(dataset)
     """
 
-    def __init__(self, config, categories, seed=None, dtype=None, name="mask_rcnn"):
+    def __init__(self, config, categories, seed=None, epochs_done=0, dtype=None, name="mask_rcnn"):
         config = configs.model_from_dict(config) if isinstance(config, dict) else config
         categories = [_category(index, given) for index, given in enumerate(categories)]
         if not categories:
@@ -82,6 +83,7 @@ class MaskRCNN(keras.Model):
         self.config = config
         self.categories = categories
         self.seed = seed
+        self.epochs_done = epochs_done
         for station, layer in stations.items():
             setattr(self, station, layer)
         self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *LOSSES)]
@@ -208,6 +210,7 @@ class MaskRCNN(keras.Model):
             "config": configs.to_dict(self.config),
             "categories": [{"id": category.id, "name": category.name} for category in self.categories],
             "seed": self.seed,
+            "epochs_done": self.epochs_done,
             "dtype": keras.saving.serialize_keras_object(self.box_head.dtype_policy),
             "name": self.name,
         }

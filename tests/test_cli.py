@@ -1,6 +1,7 @@
 """The command line on shapes: check, train, resume, eval, predict, export."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -95,6 +96,39 @@ def test_resumed_run_equals_the_uninterrupted_one(shapes, tmp_path):
     assert (tmp_path / "halves" / "log.csv").read_text().count("\n") == 3
 
 
+LOAD = """
+import sys, numpy as np
+image = np.full([64, 64, 3], 128, "uint8")
+if sys.argv[2] == "keras":
+    import keras
+    from keras_mrcnn import MaskRCNN
+    model = keras.models.load_model(sys.argv[1])
+    assert model.optimizer is not None
+else:
+    from keras_mrcnn import load_model
+    model = load_model(sys.argv[1])
+model.detect(image)
+assert [category.name for category in model.categories] == ["circle", "triangle", "square"]
+"""
+
+
+@pytest.mark.parametrize("how", ["keras", "keras_mrcnn"])
+def test_the_file_alone_restores_the_model_in_a_fresh_process(trained, how):
+    subprocess.run([sys.executable, "-c", LOAD, trained / "last.keras", how], check=True)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_good_file(shapes, tmp_path):
+    diverging = settings(shapes, tmp_path / "run", epochs=2, learning_rate=1e20, clip_norm=0)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        run(diverging)
+    assert not (tmp_path / "run" / "last.keras").exists()
+
+
+def test_a_run_is_resumed_with_its_own_settings(shapes, trained):
+    with pytest.raises(ValueError, match="These differ"):
+        run(settings(shapes, trained, epochs=2, weight_decay=0.5), resume=True)
+
+
 def test_an_earlier_run_is_not_overwritten(shapes, trained):
     with pytest.raises(ValueError, match="--resume"):
         run(settings(shapes, trained))
@@ -124,7 +158,15 @@ def test_predict_draws_and_writes_results_that_pycocotools_reads(shapes, trained
     for detection in found[:20]:
         assert coco_mask.decode(detection["segmentation"]).shape == (64, 64)
         assert detection["category_id"] in (1, 2, 3)
-    assert len(list((tmp_path / "out").glob("*.png"))) == 17
+    assert len(list((tmp_path / "out").glob("*_found.png"))) == 17
+
+
+def test_predict_leaves_out_what_it_cannot_read_and_says_so(shapes, trained, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(next(pathlib.Path(shapes["val_images"]).glob("*.png")).read_bytes())
+    result = invoke("predict", trained / "last.keras", tmp_path, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and "1 of 2 images" in result.output
+    assert (tmp_path / "out" / "b_found.png").is_file() and (tmp_path / "out" / "results.json").is_file()
 
 
 def test_export_writes_a_saved_model_once(trained, tmp_path):

@@ -45,6 +45,9 @@ def test_overrides_and_round_trip(tmp_path):
         ("data.batch_size", "section.key=value"),
         ("model.backbone.frozen_stages=9", "frozen_stages"),
         ("model.roi_align.sampling_ratio=0", "at least 1"),
+        ("data.batch_size=0", "`data.batch_size` is at least 1"),
+        ("training.evaluate_every=0", "at least 1"),
+        ("data.short_edges=[]", "short_edges"),
     ],
 )
 def test_wrong_keys_and_values_name_the_key_and_the_nearest_right_one(override, expected):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import keras
 import tensorflow as tf
@@ -46,6 +47,7 @@ def export_saved_model(model, folder):
     archive.write_out(folder, verbose=False)
     foreign = foreign_operations(folder)
     if foreign:
+        shutil.rmtree(folder)
         raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
     categories = [{"id": category.id, "name": category.name} for category in model.categories]
     (folder / "assets" / "categories.json").write_text(json.dumps(categories))

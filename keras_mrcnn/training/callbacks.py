@@ -81,7 +81,8 @@ class CocoScores(keras.callbacks.Callback):
 class Checkpoints(keras.callbacks.Callback):
     """`last.keras` after every epoch, with all that a run needs to go on, and `best.keras` by a score.
 
-    A file is complete or not there: it is written under another name first.
+    A file is complete or not there: it is written under another name first. An epoch whose loss is not finite
+    ends the run with a `FloatingPointError` and leaves the files of the epoch before.
 
     Args:
         folder: where they go; beside them `best.json`, the best score so far.
@@ -96,6 +97,12 @@ class Checkpoints(keras.callbacks.Callback):
         self.best = json.loads(noted.read_text())[monitor] if noted.is_file() else -math.inf
 
     def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"The loss of epoch {epoch + 1} is {logs['loss']}. {self.folder / 'last.keras'} is that of "
+                "the epoch before, if there was one. Lower training.learning_rate, or set training.clip_norm."
+            )
+        self.model.epochs_done = epoch + 1
         value = logs.get(self.monitor, math.nan)
         if value > self.best:
             self.best = float(value)
@@ -103,6 +110,25 @@ class Checkpoints(keras.callbacks.Callback):
             noted = json.dumps({self.monitor: self.best, "epoch": epoch + 1})
             _replace(self.folder / "best.json", lambda path: path.write_text(noted))
         _replace(self.folder / "last.keras", self.model.save)
+
+
+class Log(keras.callbacks.CSVLogger):
+    """`log.csv`, with the same columns for every epoch, scored or not, also after a resume.
+
+    Args:
+        path: of the file.
+        losses: names of the losses; the columns are they, their `val_` twins and the scores of `CocoScores`.
+        append: bool, go on with a file that is there.
+    """
+
+    def __init__(self, path, losses, append=False):
+        super().__init__(path, append=append)
+        scores = [f"val_{kind}_{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
+        self.columns = [*losses, *(f"val_{name}" for name in losses), *scores]
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self.keys = list(self.columns)
 
 
 def _replace(path, write):

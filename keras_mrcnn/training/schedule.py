@@ -48,30 +48,27 @@ def learning_rate(training, steps_per_epoch):
         schedule = schedules.CosineDecay(peak, max(training.epochs * steps_per_epoch, 1))
     else:
         # Keras takes the new value after the boundary step, hence the step before the epoch's first.
-        boundaries = [epoch * steps_per_epoch - 1 for epoch in training.decay_epochs]
-        values = [peak * 0.1**drop for drop in range(len(boundaries) + 1)]
-        schedule = schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else _Constant(peak)
+        drops = [*training.decay_epochs, training.epochs]
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in drops]
+        values = [peak * 0.1 ** min(drop, len(drops) - 1) for drop in range(len(drops) + 1)]
+        schedule = schedules.PiecewiseConstantDecay(boundaries, values)
     return WarmUp(schedule, training.warmup_steps)
 
 
-@keras.saving.register_keras_serializable(package="keras_mrcnn", name="Constant")
-class _Constant(keras.optimizers.schedules.LearningRateSchedule):
-    def __init__(self, rate):
-        self.rate = rate
+@keras.saving.register_keras_serializable(package="keras_mrcnn")
+class AdamW(keras.optimizers.AdamW):
+    """AdamW that leaves biases and normalisations alone, also after loading: Keras saves no exceptions."""
 
-    def __call__(self, step):
-        return ops.convert_to_tensor(self.rate, dtype="float32")
-
-    def get_config(self):
-        return {"rate": self.rate}
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
 
 
 def optimizer(training, steps_per_epoch):
     """The Keras optimizer of a `config.Training`.
 
     "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw"
-    decays all variables by itself. (Exceptions would be lost in a `.keras` file, and a resumed run would
-    differ.) With mixed_float16 the loss is scaled, or small gradients vanish.
+    decays the kernels by itself. With mixed_float16 the loss is scaled, or small gradients vanish.
     """
     options = {
         "learning_rate": learning_rate(training, steps_per_epoch),
@@ -80,7 +77,7 @@ def optimizer(training, steps_per_epoch):
     if training.optimizer == "sgd":
         chosen = keras.optimizers.SGD(momentum=0.9, **options)
     else:
-        chosen = keras.optimizers.AdamW(weight_decay=training.weight_decay, **options)
+        chosen = AdamW(weight_decay=training.weight_decay, **options)
     if training.precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(chosen)
     return chosen
