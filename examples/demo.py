@@ -52,10 +52,11 @@ def draw_pictures(model, records, folder):
     for record in records:
         image = load_image(record.path)
         found = model.detect(image).above(0.5)
-        true = draw(image, record.boxes, true_masks(record), scale=2)
-        picture = side_by_side(
-            true, found.plot(scale=2), (f"{len(record.boxes)} true", f"{len(found)} predicted")
-        )
+        # No labels: one class, many small objects.
+        names = [model.categories[index].name for index in record.classes]
+        true = draw(image, record.boxes, true_masks(record), names, scale=2, max_labels=0)
+        predicted = found.plot(scale=2, max_labels=0)
+        picture = side_by_side(true, predicted, (f"{len(names)} true", f"{len(found)} predicted"))
         write_image(folder / f"{pathlib.Path(record.path).stem}.png", picture)
 
 

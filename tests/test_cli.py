@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from pycocotools import mask as coco_mask
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 from keras_mrcnn import config
 from keras_mrcnn.cli import main, run
 from keras_mrcnn.data.shapes import make_shapes
+from keras_mrcnn.visualize import write_image
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +202,49 @@ def test_wrong_input_is_told_in_a_line(arguments, expected):
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert expected in result.output and "Traceback" not in result.output
+
+
+def test_a_folder_full_of_mistakes_trains_on_what_is_left(shapes, tmp_path, capsys):
+    content = json.loads(pathlib.Path(shapes["train_annotations"]).read_text())
+    images = pathlib.Path(shapes["train_images"])
+    content["images"] += [
+        {"id": 900, "file_name": "missing.png", "height": 64, "width": 64},
+        {"id": 901, "file_name": str(tmp_path / "cut.png"), "height": 64, "width": 64},
+        {"id": 902, "file_name": str(tmp_path / "line.png"), "height": 1, "width": 300},
+        {"id": 903, "file_name": str(tmp_path / "dot.png"), "height": 1, "width": 1},
+    ]
+    whole = next(images.glob("*.png")).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for name, size in (("line.png", (1, 300)), ("dot.png", (1, 1))):
+        write_image(tmp_path / name, np.full((*size, 3), 90, "uint8"))
+    nan, image_id = float("nan"), content["images"][0]["id"]
+    for number, (where, category, box) in enumerate(
+        [
+            (image_id, 1, [nan, 2, 10, 10]),
+            (image_id, 1, [500, 500, 10, 10]),
+            (image_id, 1, [5, 5, 0, 10]),
+            (image_id, 77, [5, 5, 10, 10]),
+            (12345, 1, [5, 5, 10, 10]),
+            (902, 2, [10, 0, 200, 1]),
+            (903, 3, [0, 0, 1, 1]),
+        ]
+    ):
+        annotation = {"id": 5000 + number, "image_id": where, "category_id": category, "bbox": box}
+        content["annotations"].append({**annotation, "iscrowd": 0, "area": 1})
+    content["annotations"].append(
+        {"id": 6000, "image_id": image_id, "category_id": 1, "iscrowd": 0, "segmentation": [[1, 1]]}
+    )
+    broken = {**shapes, "train_annotations": tmp_path / "broken.json"}
+    broken["train_annotations"].write_text(json.dumps(content))
+    model = run(settings(broken, tmp_path / "run", epochs=1))
+    assert model.epochs_done == 1
+    assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
+    printed = capsys.readouterr().out
+    assert "14 images" in printed  # 12, the line and the dot
+    for found in ("missing.png", "cut.png", "5000", "5001", "5002", "5003", "5004", "6000"):
+        assert found in printed, f"{found} was left out without a word"
+
+    strict = settings(broken, tmp_path / "strict", epochs=1)
+    strict.data.invalid = "error"
+    with pytest.raises(ValueError, match="broken.json, image id 12345, annotation id 5004"):
+        run(strict)
