@@ -23,30 +23,79 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
     Returns:
         `[R, output_size, output_size, C]` of the features' dtype.
     """
-    padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-    samples = output_size * sampling_ratio
     boxes = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
     boxes = tf.where(tf.math.is_finite(boxes), boxes, -1e6)  # far outside: samples of 0
     x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
-    # In padded feature pixels, centres at integers. crop_and_resize wants first and last sample / (size - 1).
-    shift = 0.5 if aligned else 1.0
+    samples = output_size * sampling_ratio
 
-    def sampled(low, high, size):
+    def first_and_step(low, high):
         length = high - low if aligned else tf.maximum(high - low, 1.0)
         step = length / samples
-        first = low + shift + 0.5 * step
-        last = first + step * (samples - 1)
-        return first / (size - 1), last / (size - 1)
+        return low + 0.5 * step - (0.5 if aligned else 0.0), step
 
-    padded_shape = tf.cast(tf.shape(padded), tf.float32)
-    top, bottom = sampled(y1, y2, padded_shape[1])
-    left, right = sampled(x1, x2, padded_shape[2])
-    crops = tf.image.crop_and_resize(
-        padded, tf.stack([top, left, bottom, right], axis=-1), batch_indices, [samples, samples]
+    rows, columns = first_and_step(y1, y2), first_and_step(x1, x2)
+
+    @tf.custom_gradient
+    def pool(features):
+        def gradient(upstream):
+            taps = [
+                _taps(*axis, samples, size) for axis, size in zip((rows, columns), tf.unstack(shape[1:3]))
+            ]
+            return tf.cast(
+                _scatter(tf.cast(upstream, tf.float32), batch_indices, *taps, shape), features.dtype
+            )
+
+        shape = tf.shape(features)
+        padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+        edges = []  # the first and the last sample, 1 where the map (padded by one pixel) ends
+        for (first, step), size in zip((rows, columns), tf.unstack(tf.cast(shape[1:3], tf.float32))):
+            edges.append(((first + 1) / (size + 1), (first + 1 + step * (samples - 1)) / (size + 1)))
+        (top, bottom), (left, right) = edges
+        crops = tf.image.crop_and_resize(
+            padded, tf.stack([top, left, bottom, right], axis=-1), batch_indices, [samples, samples]
+        )
+        if sampling_ratio > 1:
+            crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
+        return tf.cast(crops, features.dtype), gradient
+
+    return pool(features)
+
+
+def _taps(first, step, samples, size):
+    """The two pixels that each sample along one axis reads, and their weights.
+
+    Returns:
+        int32 and float32 `[R, 2 * samples]`; weight 0 for samples more than one pixel outside the map.
+    """
+    limit = tf.cast(size, tf.float32)
+    position = first[:, tf.newaxis] + step[:, tf.newaxis] * tf.range(samples, dtype=tf.float32)
+    inside = tf.cast((position >= -1) & (position <= limit), tf.float32)
+    position = tf.clip_by_value(position, 0.0, limit - 1)
+    low = tf.floor(position)
+    weight = position - low
+    pixels = tf.stack([low, tf.minimum(low + 1, limit - 1)], axis=-1)
+    weights = tf.stack([(1 - weight) * inside, weight * inside], axis=-1)
+    flat = [tf.shape(first)[0], 2 * samples]
+    return tf.cast(tf.reshape(pixels, flat), tf.int32), tf.reshape(weights, flat)
+
+
+def _scatter(upstream, batch_indices, rows, columns, shape):
+    """Gradient `[B, H, W, C]` of the average over samples: every pixel's share of every bin.
+
+    The gradient that TensorFlow has for `crop_and_resize` adds from several threads at once on a CPU and loses
+    some of the sums; this one does not.
+    """
+    (row, row_weight), (column, column_weight) = rows, columns
+    each = tf.shape(row)[1] // tf.shape(upstream)[1]  # taps per bin
+    weight = row_weight[:, :, tf.newaxis] * column_weight[:, tf.newaxis, :]
+    weight *= 4.0 / tf.cast(each * each, tf.float32)  # two taps per sample and axis: the mean over samples
+    place = (batch_indices[:, tf.newaxis] * shape[1] + row)[:, :, tf.newaxis] * shape[2]
+    place += column[:, tf.newaxis, :]
+    shares = tf.repeat(tf.repeat(upstream, each, axis=1), each, axis=2) * weight[..., tf.newaxis]
+    sums = tf.math.unsorted_segment_sum(
+        tf.reshape(shares, [-1, shape[3]]), tf.reshape(place, [-1]), shape[0] * shape[1] * shape[2]
     )
-    if sampling_ratio > 1:
-        crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
-    return tf.cast(crops, features.dtype)
+    return tf.reshape(sums, shape)
 
 
 def roi_levels(boxes, levels):
