@@ -41,9 +41,8 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
             taps = [
                 _taps(*axis, samples, size) for axis, size in zip((rows, columns), tf.unstack(shape[1:3]))
             ]
-            return tf.cast(
-                _scatter(tf.cast(upstream, tf.float32), batch_indices, *taps, shape), features.dtype
-            )
+            spread = _scatter(tf.cast(upstream, tf.float32), batch_indices, *taps, shape)
+            return tf.cast(spread, features.dtype)
 
         shape = tf.shape(features)
         padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
@@ -82,8 +81,8 @@ def _taps(first, step, samples, size):
 def _scatter(upstream, batch_indices, rows, columns, shape):
     """Gradient `[B, H, W, C]` of the average over samples: every pixel's share of every bin.
 
-    The gradient that TensorFlow has for `crop_and_resize` adds from several threads at once on a CPU and loses
-    some of the sums; this one does not.
+    TensorFlow's own gradient of `crop_and_resize` adds from several threads at once on a CPU and loses some
+    of the sums; this one does not.
     """
     (row, row_weight), (column, column_weight) = rows, columns
     each = tf.shape(row)[1] // tf.shape(upstream)[1]  # taps per bin

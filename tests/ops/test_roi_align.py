@@ -216,6 +216,22 @@ class TestNothing:
         )
 
 
+class TestGradientOfManyRegionsOnOnePlace:
+    """Threads that add to the same pixels must not lose each other's sums."""
+
+    def test_every_run_gives_the_same_sum(self):
+        features = tf.ones([1, 8, 8, 64])
+        boxes = tf.tile(tf.constant([[1.0, 1.0, 7.0, 7.0]]), [400, 1])
+        images = tf.zeros([400], tf.int32)
+        for _ in range(10):
+            with tf.GradientTape() as tape:
+                tape.watch(features)
+                total = tf.reduce_sum(roi_align(features, boxes, images, 7, 1.0))
+            # each of 400 regions spreads 1 for each of its 49 bins and 64 channels
+            gradient = tape.gradient(total, features)
+            np.testing.assert_allclose(float(tf.reduce_sum(gradient)), 400 * 49 * 64, rtol=1e-5)
+
+
 class TestDtypes:
     def test_no_gradient_to_the_boxes(self):
         boxes = tf.Variable([[1.0, 1.0, 5.0, 5.0]])
