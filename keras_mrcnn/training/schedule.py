@@ -47,7 +47,8 @@ def learning_rate(training, steps_per_epoch):
     if training.decay == "cosine":
         schedule = schedules.CosineDecay(peak, max(training.epochs * steps_per_epoch, 1))
     else:
-        # Keras takes the new value after the boundary step, hence the step before the epoch's first.
+        # Keras takes the new value after the boundary step, hence the step before the epoch's first. It wants
+        # a boundary in any case: the end is one, and changes nothing.
         drops = [*training.decay_epochs, training.epochs]
         boundaries = [epoch * steps_per_epoch - 1 for epoch in drops]
         values = [peak * 0.1 ** min(drop, len(drops) - 1) for drop in range(len(drops) + 1)]
