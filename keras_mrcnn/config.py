@@ -25,6 +25,7 @@ class Input:
 
     short_edge: int = 800  # pixels, at test
     long_edge: int = 1333  # pixels, at most, in training and at test
+    resize: str = "pillow"  # pillow: antialiased, 8 bit | plain: bilinear, float (torchvision)
     mean: list[float] = _list(123.675, 116.28, 103.53)  # RGB, 0-255
     std: list[float] = _list(58.395, 57.12, 57.375)
 
@@ -34,7 +35,10 @@ class Backbone:
     """ResNet (He et al. 2016), section 3 "Network Architecture"."""
 
     name: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
+    blocks: list[int] = _list()  # in each of C2..C5; none: as many as the name says
+    stride_in_1x1: bool = False  # of bottlenecks: True in the first 1x1 (MSRA), False in the 3x3
     norm: str = "frozen"  # frozen: needs pretrained weights; batch; group: trains from scratch
+    norm_epsilon: float = 1e-5  # added to the variance
     frozen_stages: int = 2  # 0: all trained, 1: stem frozen, 2: stem and C2, ... 5: all frozen
 
 
@@ -43,6 +47,7 @@ class FPN:
     """Feature pyramid (Lin et al. 2017)."""
 
     channels: int = 256
+    norm: str = "none"  # none: biases; frozen; batch; group
 
 
 @dataclass
@@ -51,6 +56,8 @@ class Anchors:
 
     sizes: list[float] = _list(32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, one for each of P2..P6
     aspect_ratios: list[float] = _list(0.5, 1.0, 2.0)  # height / width
+    rounded: bool = False  # corners to whole pixels (torchvision)
+    fitted_strides: bool = False  # padded image size // map size, not 64 at an odd P5 (torchvision)
 
 
 @dataclass
@@ -58,6 +65,8 @@ class RPN:
     """Region proposal network (Faster R-CNN, section 3.1)."""
 
     channels: int = 256
+    convs: int = 1
+    smooth_l1_beta: float = 0.0  # 0: L1
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     samples: int = 256  # anchors per image that enter the loss
@@ -73,6 +82,7 @@ class Proposals:
     post_nms_train: int = 1000  # per image, over all levels
     post_nms_test: int = 1000
     nms_iou: float = 0.7
+    min_size: float = 0.0  # pixels; narrower or lower boxes are dropped
 
 
 @dataclass
@@ -88,7 +98,8 @@ class Sampling:
 class RoIAlign:
     """Section 3, "RoIAlign": four regularly spaced samples in each bin."""
 
-    sampling_ratio: int = 2  # samples per bin and axis
+    sampling_ratio: int = 2  # samples per bin and axis; 0: as many as the bin has feature pixels, rounded up
+    aligned: bool = True  # False: half a feature pixel off, and at least one wide (torchvision)
 
 
 @dataclass
@@ -96,7 +107,12 @@ class BoxHead:
     """Figure 4, right, upper branch."""
 
     pool_size: int = 7
-    units: int = 1024  # of each of the two fully connected layers
+    convs: int = 0  # 3x3, before the fully connected layers
+    channels: int = 256  # of these
+    norm: str = "none"  # of these: none, frozen, batch, group
+    fcs: int = 2  # fully connected layers
+    units: int = 1024  # of each of these
+    smooth_l1_beta: float = 0.0  # 0: L1
     box_weights: list[float] = _list(10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh
 
 
@@ -107,6 +123,11 @@ class MaskHead:
     pool_size: int = 14  # the mask is twice as wide
     convs: int = 4
     channels: int = 256
+    norm: str = "none"  # none, frozen, batch, group
+    soft_targets: bool = False  # True: true masks are not thresholded in the region (torchvision)
+    paste: str = (
+        "centres"  # centres: sampled at pixel centres | widened: box widened to whole pixels (torchvision)
+    )
 
 
 @dataclass
@@ -115,6 +136,7 @@ class Detections:
 
     score_threshold: float = 0.05
     nms_iou: float = 0.5
+    min_size: float = 0.0  # pixels; narrower or lower boxes are dropped
     max_detections: int = 100  # per image
 
 
@@ -182,6 +204,11 @@ class Config:
 CHOICES = {
     "model.backbone.name": ("resnet18", "resnet34", "resnet50", "resnet101"),
     "model.backbone.norm": ("frozen", "batch", "group"),
+    "model.input.resize": ("pillow", "plain"),
+    "model.fpn.norm": ("none", "frozen", "batch", "group"),
+    "model.box_head.norm": ("none", "frozen", "batch", "group"),
+    "model.mask_head.norm": ("none", "frozen", "batch", "group"),
+    "model.mask_head.paste": ("centres", "widened"),
     "data.invalid": ("skip", "error"),
     "training.optimizer": ("sgd", "adamw"),
     "training.decay": ("step", "cosine"),
@@ -192,7 +219,8 @@ POSITIVE = (
     "model.input.long_edge",
     "model.sampling.rois",
     "model.detections.max_detections",
-    "model.roi_align.sampling_ratio",
+    "model.rpn.convs",
+    "model.box_head.fcs",
     "data.batch_size",
     "training.epochs",
     "training.evaluate_every",
