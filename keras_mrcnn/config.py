@@ -35,11 +35,11 @@ class Backbone:
     """ResNet (He et al. 2016), section 3 "Network Architecture"."""
 
     name: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101
+    norm: str = "frozen"  # frozen: needs pretrained weights; batch; group: trains from scratch
+    frozen_stages: int = 2  # 0: all trained, 1: stem frozen, 2: stem and C2, ... 5: all frozen
     blocks: list[int] = _list()  # in each of C2..C5; none: as many as the name says
     stride_in_1x1: bool = False  # of bottlenecks: True in the first 1x1 (MSRA), False in the 3x3
-    norm: str = "frozen"  # frozen: needs pretrained weights; batch; group: trains from scratch
     norm_epsilon: float = 1e-5  # added to the variance
-    frozen_stages: int = 2  # 0: all trained, 1: stem frozen, 2: stem and C2, ... 5: all frozen
 
 
 @dataclass
@@ -125,9 +125,7 @@ class MaskHead:
     channels: int = 256
     norm: str = "none"  # none, frozen, batch, group
     soft_targets: bool = False  # True: true masks are not thresholded in the region (torchvision)
-    paste: str = (
-        "centres"  # centres: sampled at pixel centres | widened: box widened to whole pixels (torchvision)
-    )
+    paste: str = "centres"  # centres: sampled at pixels' centres | widened: to whole pixels (torchvision)
 
 
 @dataclass
@@ -329,6 +327,16 @@ def check(config):
         raise ValueError(
             "`model.anchors.sizes` has five entries, one for each of P2..P6. "
             f"Received: {list(model.anchors.sizes)}"
+        )
+    if model.roi_align.sampling_ratio < 0:
+        raise ValueError(
+            "`model.roi_align.sampling_ratio` is the samples per bin and axis, or 0 for as many as fit. "
+            f"Received: {model.roi_align.sampling_ratio}"
+        )
+    if model.backbone.blocks and (len(model.backbone.blocks) != 4 or min(model.backbone.blocks) < 1):
+        raise ValueError(
+            "`model.backbone.blocks` has four entries, the blocks in each of C2..C5, or none. "
+            f"Received: {list(model.backbone.blocks)}"
         )
     ratios = model.anchors.aspect_ratios
     if not ratios or min(ratios) <= 0 or min(model.anchors.sizes) <= 0:

@@ -12,6 +12,14 @@ def sigmoid_cross_entropy(logits, labels):
     return ops.softplus(logits) - logits * labels
 
 
+def smooth_l1(difference, beta):
+    """Elementwise smooth L1 (Fast R-CNN, eq. 3): 0.5 d^2 / beta below `beta`, |d| - beta / 2 above; 0: L1."""
+    size = ops.abs(difference)
+    if not beta:
+        return size
+    return ops.where(size < beta, 0.5 * difference * difference / beta, size - 0.5 * beta)
+
+
 def rpn_objectness(logits, indices, labels, weights, deltas, samples):
     """Objectness of the sampled anchors (Faster R-CNN, eq. 1, first term).
 
@@ -28,21 +36,22 @@ def rpn_objectness(logits, indices, labels, weights, deltas, samples):
     return total / (samples * ops.cast(ops.shape(logits)[0], "float32"))
 
 
-def rpn_box(deltas, indices, labels, weights, targets, samples):
-    """L1 of the positive anchors' deltas (Faster R-CNN, eq. 1, second term).
+def rpn_box(deltas, indices, labels, weights, targets, samples, beta=0.0):
+    """Smooth L1 of the positive anchors' deltas (Faster R-CNN, eq. 1, second term).
 
     Args:
         deltas: list over levels of float32 `[B, A_k, 4]`.
         indices, labels, weights, targets: the sample that `RPNTargets` returns.
         samples: int, anchors per image in a full sample.
+        beta: float, see `smooth_l1`.
 
     Returns:
         float32 scalar: sum / (B * samples).
     """
     deltas = ops.take_along_axis(ops.concatenate(deltas, axis=1), indices[..., None], axis=1)
     positive = labels * weights > 0
-    difference = ops.where(positive[..., None], ops.abs(deltas - targets), 0.0)
-    return ops.sum(difference) / (samples * ops.cast(ops.shape(deltas)[0], "float32"))
+    distance = ops.where(positive[..., None], smooth_l1(deltas - targets, beta), 0.0)
+    return ops.sum(distance) / (samples * ops.cast(ops.shape(deltas)[0], "float32"))
 
 
 def classification(logits, classes):
@@ -57,19 +66,20 @@ def classification(logits, classes):
     return -ops.sum(own) / _at_least_one(classes)
 
 
-def box(deltas, targets, classes, foreground):
-    """L1 of the true class's deltas over foreground regions, divided by the number of all sampled regions.
+def box(deltas, targets, classes, foreground, beta=0.0):
+    """Smooth L1 of the true class's deltas over foreground regions, divided by the number of all regions.
 
     Args:
         deltas: float32 `[N, C, 4]`.
         targets: float32 `[N, 4]`.
         classes: int32 `[N]`; read for foreground only.
         foreground: bool `[N]`.
+        beta: float, see `smooth_l1`.
     """
     own = ops.where(foreground, classes, 0)
     deltas = ops.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
-    difference = ops.where(foreground[:, None], ops.abs(deltas - targets), 0.0)
-    return ops.sum(difference) / _at_least_one(classes)
+    distance = ops.where(foreground[:, None], smooth_l1(deltas - targets, beta), 0.0)
+    return ops.sum(distance) / _at_least_one(classes)
 
 
 def mask(logits, targets, has_mask):
@@ -77,7 +87,7 @@ def mask(logits, targets, has_mask):
 
     Args:
         logits: float32 `[F, M, M]`, of the true class of each foreground region.
-        targets: float32 `[F, M, M]`, 0 or 1.
+        targets: float32 `[F, M, M]`, 0..1.
         has_mask: bool `[F]`; regions of objects that are labelled with a box only do not count.
     """
     counted = ops.cast(has_mask, "float32")

@@ -95,9 +95,8 @@ class MaskRCNN(keras.Model):
 
     def compute_losses(self, inputs, targets, training=True):
         """The named losses of a batch, float32 scalars; see `losses` for each."""
-        pyramid = self.fpn(
-            self.backbone(self.normalize(inputs["images"], inputs["image_sizes"]), training=training)
-        )
+        images = self.normalize(inputs["images"], inputs["image_sizes"])
+        pyramid = self.fpn(self.backbone(images, training=training), training=training)
         logits, deltas = self.rpn_head(pyramid)
         anchors = self.anchors(pyramid)
         true = targets["boxes"], targets["valid"]
@@ -106,17 +105,24 @@ class MaskRCNN(keras.Model):
         regions = self.roi_sampling(proposals[0], proposals[2], *true)
         boxes, _, foreground, background = regions
 
-        class_logits, box_deltas = self.box_head(self.box_pooling(pyramid, boxes, foreground | background))
-        mask_logits = self.mask_head(self.mask_pooling(pyramid, boxes, foreground))
-        classes, true_deltas, is_foreground = box_targets(
-            regions, targets, len(self.categories), self.config.box_head.box_weights
+        class_logits, box_deltas = self.box_head(
+            self.box_pooling(pyramid, boxes, foreground | background), training=training
         )
-        mask_classes, masks, has_mask = mask_targets(regions, targets, mask_logits.shape[1])
+        mask_logits = self.mask_head(self.mask_pooling(pyramid, boxes, foreground), training=training)
+        config = self.config
+        classes, true_deltas, is_foreground = box_targets(
+            regions, targets, len(self.categories), config.box_head.box_weights
+        )
+        mask_classes, masks, has_mask = mask_targets(
+            regions, targets, mask_logits.shape[1], config.mask_head.soft_targets
+        )
         return {
-            "rpn_objectness": losses.rpn_objectness(logits, *sampled, self.config.rpn.samples),
-            "rpn_box": losses.rpn_box(deltas, *sampled, self.config.rpn.samples),
+            "rpn_objectness": losses.rpn_objectness(logits, *sampled, config.rpn.samples),
+            "rpn_box": losses.rpn_box(deltas, *sampled, config.rpn.samples, config.rpn.smooth_l1_beta),
             "class": losses.classification(class_logits, classes),
-            "box": losses.box(box_deltas, true_deltas, classes, is_foreground),
+            "box": losses.box(
+                box_deltas, true_deltas, classes, is_foreground, config.box_head.smooth_l1_beta
+            ),
             "mask": losses.mask(of_class(mask_logits, mask_classes), masks, has_mask),
         }
 
@@ -153,8 +159,7 @@ class MaskRCNN(keras.Model):
         results = []
         for start in range(0, len(images), batch_size):
             sources = [load_image(image) for image in images[start : start + batch_size]]
-            edges = self.config.input.short_edge, self.config.input.long_edge
-            inputs = network_frame(sources, *edges)
+            inputs = network_frame(sources, self.config.input)
             outputs = self.predict_on_batch(inputs)
             for row, (given, source) in enumerate(zip(images[start:], sources, strict=False)):
                 results.append(
@@ -164,6 +169,7 @@ class MaskRCNN(keras.Model):
                         source.shape[:2],
                         self.categories,
                         image=source,
+                        paste=self.config.mask_head.paste,
                         image_id=str(given) if isinstance(given, str | os.PathLike) else None,
                     )
                 )
@@ -246,20 +252,28 @@ def _category(index, given):
 def _stations(config, num_classes, seed, dtype):
     """Every layer of the walk by name, in the order that data goes."""
     seeds = (None, None) if seed is None else (seed, seed + 1)
-    sampling = config.roi_align.sampling_ratio
+    backbone, box_head, mask_head = config.backbone, config.box_head, config.mask_head
+    align = vars(config.roi_align)
     return {
         "normalize": Normalize(config.input.mean, config.input.std, dtype=dtype, name="normalize"),
         "backbone": ResNet(
-            config.backbone.name,
-            config.backbone.norm,
-            config.backbone.frozen_stages,
+            backbone.name,
+            backbone.norm,
+            backbone.frozen_stages,
+            backbone.blocks,
+            backbone.stride_in_1x1,
+            backbone.norm_epsilon,
             dtype=dtype,
             name="backbone",
         ),
-        "fpn": FPN(config.fpn.channels, dtype=dtype, name="fpn"),
-        "anchors": Anchors(config.anchors.sizes, config.anchors.aspect_ratios, name="anchors"),
+        "fpn": FPN(**vars(config.fpn), dtype=dtype, name="fpn"),
+        "anchors": Anchors(**vars(config.anchors), name="anchors"),
         "rpn_head": RPNHead(
-            len(config.anchors.aspect_ratios), config.rpn.channels, dtype=dtype, name="rpn_head"
+            len(config.anchors.aspect_ratios),
+            config.rpn.channels,
+            config.rpn.convs,
+            dtype=dtype,
+            name="rpn_head",
         ),
         "rpn_targets": RPNTargets(
             config.rpn.positive_iou,
@@ -271,14 +285,23 @@ def _stations(config, num_classes, seed, dtype):
         ),
         "proposals": Proposals(**vars(config.proposals), name="proposals"),
         "roi_sampling": RoISampling(**vars(config.sampling), seed=seeds[1], name="roi_sampling"),
-        "box_pooling": RoIPooling(config.box_head.pool_size, sampling, dtype=dtype, name="box_pooling"),
-        "box_head": BoxHead(num_classes, config.box_head.units, dtype=dtype, name="box_head"),
-        "detections": Detections(
-            **vars(config.detections), box_weights=config.box_head.box_weights, name="detections"
+        "box_pooling": RoIPooling(box_head.pool_size, **align, dtype=dtype, name="box_pooling"),
+        "box_head": BoxHead(
+            num_classes,
+            box_head.convs,
+            box_head.channels,
+            box_head.norm,
+            box_head.fcs,
+            box_head.units,
+            dtype=dtype,
+            name="box_head",
         ),
-        "mask_pooling": RoIPooling(config.mask_head.pool_size, sampling, dtype=dtype, name="mask_pooling"),
+        "detections": Detections(
+            **vars(config.detections), box_weights=box_head.box_weights, name="detections"
+        ),
+        "mask_pooling": RoIPooling(mask_head.pool_size, **align, dtype=dtype, name="mask_pooling"),
         "mask_head": MaskHead(
-            num_classes, config.mask_head.convs, config.mask_head.channels, dtype=dtype, name="mask_head"
+            num_classes, mask_head.convs, mask_head.channels, mask_head.norm, dtype=dtype, name="mask_head"
         ),
         "region_masks": RegionMasks(name="region_masks"),
     }

@@ -32,6 +32,7 @@ class Results:
         categories: objects with `.id` (the dataset's own) and `.name`.
         image: uint8 `[H, W, 3]` RGB source image, or None; needed by `plot` and by `save` of a picture.
         image_id: the dataset's own, or None.
+        paste: how masks come from their boxes to pixels, see `config.MaskHead`.
 
     Example:
 
@@ -49,10 +50,18 @@ class Results:
     categories: list
     image: np.ndarray | None = None
     image_id: Any = None
+    paste: str = "centres"
 
     @classmethod
     def from_detections(
-        cls, detections, network_size, source_size, categories, image=None, image_id=None
+        cls,
+        detections,
+        network_size,
+        source_size,
+        categories,
+        image=None,
+        image_id=None,
+        paste="centres",
     ) -> "Results":
         """Brings one image's output of the model into the source frame.
 
@@ -68,6 +77,7 @@ class Results:
             categories: objects with `.id` and `.name`, in the order of the class indices.
             image: uint8 `[H, W, 3]` RGB source image, to draw on.
             image_id: the dataset's own id.
+            paste: "centres" or "widened", see `config.MaskHead`.
 
         Returns:
             `Results`, in the order of the detections.
@@ -105,6 +115,7 @@ class Results:
             categories=list(categories),
             image=None if image is None else np.asarray(image),
             image_id=image_id,
+            paste=paste,
         )
 
     def __len__(self):
@@ -233,6 +244,8 @@ class Results:
 
     def _patches(self):
         for probabilities, box in zip(self.mask_probabilities, self.boxes, strict=True):
+            if self.paste == "widened":
+                box = mask_geometry.widened(box, probabilities.shape[0])
             yield mask_geometry.paste_patch(probabilities, box, self.height, self.width)
 
 

@@ -44,7 +44,7 @@ def test_overrides_and_round_trip(tmp_path):
         ("model.anchors.aspect_ratios=[0.5,-1]", "must be positive"),
         ("data.batch_size", "section.key=value"),
         ("model.backbone.frozen_stages=9", "frozen_stages"),
-        ("model.roi_align.sampling_ratio=0", "at least 1"),
+        ("model.rpn.convs=0", "at least 1"),
         ("data.batch_size=0", "`data.batch_size` is at least 1"),
         ("training.evaluate_every=0", "at least 1"),
         ("data.short_edges=[]", "short_edges"),

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_mrcnn.conv_norm import ConvNorm
+
 
 class FPN(keras.layers.Layer):
     """1x1 lateral convolutions, nearest upsampling and addition from the top down, 3x3 output convolutions.
@@ -11,36 +13,38 @@ class FPN(keras.layers.Layer):
 
     Args:
         channels: int, of every output.
+        norm: "none" (biases), or a normalisation after every convolution, see `ConvNorm`.
 
     Input: list of four `[B, H/4, W/4, c]` ... `[B, H/32, W/32, 8c]`.
     Output: list of five `[B, H/4, W/4, channels]` ... `[B, H/64, W/64, channels]`, sizes rounded up.
     """
 
-    def __init__(self, channels=256, **kwargs):
+    def __init__(self, channels=256, norm="none", **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
+        self.norm = norm
         self.laterals = [self._conv(1, f"lateral{level}") for level in range(2, 6)]
         self.outputs = [self._conv(3, f"output{level}") for level in range(2, 6)]
 
     def _conv(self, kernel_size, name):
-        return keras.layers.Conv2D(
+        return ConvNorm(
             self.channels,
             kernel_size,
-            padding="same",
-            kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "uniform"),
+            norm=self.norm,
+            kernel_initializer="lecun_uniform",
             dtype=self.dtype_policy,
             name=name,
         )
 
-    def call(self, features):
-        merged = [lateral(c) for lateral, c in zip(self.laterals, features, strict=True)]
+    def call(self, features, training=None):
+        merged = [lateral(c, training=training) for lateral, c in zip(self.laterals, features, strict=True)]
         for level in (2, 1, 0):
             merged[level] = merged[level] + _upsample_to(merged[level + 1], merged[level])
-        pyramid = [output(m) for output, m in zip(self.outputs, merged, strict=True)]
+        pyramid = [output(m, training=training) for output, m in zip(self.outputs, merged, strict=True)]
         return [*pyramid, pyramid[-1][:, ::2, ::2]]
 
     def get_config(self):
-        return {**super().get_config(), "channels": self.channels}
+        return {**super().get_config(), "channels": self.channels, "norm": self.norm}
 
 
 def _upsample_to(small, large):

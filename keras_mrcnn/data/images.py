@@ -42,67 +42,74 @@ def _to_rgb(image):
     return tf.cond(is_grey, lambda: tf.repeat(image[:, :, :1], 3, axis=2), lambda: image[:, :, :3])
 
 
-def network_size(height, width, short_edge, long_edge):
+def network_size(height, width, short_edge, long_edge, rule="pillow"):
     """Size of an image in the network frame, before padding.
 
-    The short edge becomes `short_edge`, unless the long edge would exceed `long_edge`; each edge is
-    `int(x + 0.5)` and at least 1.
+    The short edge becomes `short_edge`, unless the long edge would exceed `long_edge`; no edge is below 1.
 
     Args:
         height, width: size of the source image, pixels; Python integers or integer scalar tensors.
         short_edge, long_edge: pixels; numbers or scalar tensors.
+        rule: "pillow" rounds each edge, `int(x + 0.5)`; "plain" computes the scale in float32 and rounds
+            down, as torchvision does (480 x 640 at 800: 799 x 1066).
 
     Returns:
         `(height, width)`: two Python integers when `height` and `width` are, else an int32 tensor `[2]`.
     """
-    edges = tf.cast(tf.stack([height, width]), tf.float64)
-    longest = tf.reduce_max(edges)
-    scale = tf.cast(short_edge, tf.float64) / tf.reduce_min(edges)
-    long_edge = tf.cast(long_edge, tf.float64)
-    scale = tf.where(scale * longest > long_edge, long_edge / longest, scale)
-    size = tf.maximum(tf.cast(edges * scale + 0.5, tf.int32), 1)
+    number = tf.float32 if rule == "plain" else tf.float64
+    edges = tf.cast(tf.stack([height, width]), number)
+    scale = tf.cast(short_edge, number) / tf.reduce_min(edges)
+    scale = tf.minimum(scale, tf.cast(long_edge, number) / tf.reduce_max(edges))
+    size = tf.cast(edges, tf.float64) * tf.cast(scale, tf.float64)
+    size = tf.maximum(tf.cast(size if rule == "plain" else size + 0.5, tf.int32), 1)
     if tf.is_tensor(height) or tf.is_tensor(width):
         return size
     return tuple(int(edge) for edge in size)
 
 
-def resize(image, size):
-    """Bilinear resize, its support widened when shrinking, rounded to uint8.
+def resize(image, size, rule="pillow"):
+    """Bilinear resize.
 
     Args:
         image: uint8 `[H, W, 3]`.
         size: int32 `[2]` or a pair, new (height, width), pixels, each at least 1.
+        rule: "pillow" widens the filter's support when shrinking and rounds to uint8: within one grey level
+            of Pillow's bilinear filter. "plain" does neither, as torchvision.
 
     Returns:
-        uint8 `[height, width, 3]`; within one grey level of Pillow's bilinear filter.
+        `[height, width, 3]`, uint8, or float32 with "plain".
     """
+    if rule == "plain":
+        return tf.image.resize(image, size, method="bilinear")
     resized = tf.image.resize(image, size, method="bilinear", antialias=True)
     return tf.saturate_cast(tf.round(resized), tf.uint8)
 
 
 def pad_to_stride(image):
-    """Pads uint8 `[H, W, 3]` right and below with 0 to multiples of 32."""
+    """Pads `[H, W, 3]` right and below with 0 to multiples of 32."""
     size = tf.shape(image)[:2]
     right_and_below = -size % STRIDE
     return tf.pad(image, [[0, right_and_below[0]], [0, right_and_below[1]], [0, 0]])
 
 
-def network_frame(sources, short_edge, long_edge):
+def network_frame(sources, input_config):
     """Source images of any sizes as one batch of the model's inputs.
 
     Args:
         sources: list of uint8 `[H, W, 3]`, RGB.
-        short_edge, long_edge: as in `network_size`.
+        input_config: `config.Input`; short and long edge, and how to resize.
 
     Returns:
-        dictionary: images uint8 numpy `[B, H', W', 3]`, padded right and below with 0 to multiples of 32, and
-        image_sizes int32 `[B, 2]`, the valid height and width of each.
+        dictionary of numpy arrays: images uint8 (float32 when resized "plain") `[B, H', W', 3]`, padded right
+        and below with 0 to multiples of 32, and image_sizes int32 `[B, 2]`, the valid height and width.
     """
-    sizes = [network_size(*source.shape[:2], short_edge, long_edge) for source in sources]
+    rule = input_config.resize
+    edges = input_config.short_edge, input_config.long_edge
+    sizes = [network_size(*source.shape[:2], *edges, rule) for source in sources]
     height, width = (-(-edge // STRIDE) * STRIDE for edge in np.max(sizes, axis=0))
-    batch = np.zeros((len(sources), height, width, 3), np.uint8)
+    batch = np.zeros((len(sources), height, width, 3), np.float32 if rule == "plain" else np.uint8)
     for image, source, size in zip(batch, sources, sizes, strict=True):
-        image[: size[0], : size[1]] = resize(source, size)
+        image[: size[0], : size[1]] = resize(source, size, rule)
     return {"images": batch, "image_sizes": np.array(sizes, np.int32)}
 
 

@@ -70,7 +70,7 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
             if probability > 0:
                 example = transforms.randomly(transform, example, probability, key)
         return transforms.random_resize(
-            example, list(data_config.short_edges), input_config.long_edge, draw[2]
+            example, list(data_config.short_edges), input_config.long_edge, draw[2], input_config.resize
         )
 
     signature = (tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32))
@@ -96,7 +96,8 @@ def evaluation_dataset(records, data_config, input_config):
         raise ValueError("`records` must hold at least one image. Received none.")
 
     def scale(example, index):
-        return transforms.resize(example, input_config.short_edge, input_config.long_edge)
+        edges = input_config.short_edge, input_config.long_edge
+        return transforms.resize(example, *edges, input_config.resize)
 
     order = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
     return _batches(records, order, scale, data_config.batch_size)

@@ -34,22 +34,23 @@ def vertical_flip(example):
     }
 
 
-def resize(example, short_edge, long_edge):
+def resize(example, short_edge, long_edge, rule="pillow"):
     """Scales to the network frame; the crops of the masks stay, they have no scale.
 
     Args:
         example: dict, see the module.
         short_edge, long_edge: pixels, see `images.network_size`.
+        rule: "pillow" or "plain", see `images.resize`.
 
     Returns:
-        The example, of size `network_size(H, W, short_edge, long_edge)`.
+        The example, of size `network_size(H, W, short_edge, long_edge, rule)`.
     """
     shape = tf.shape(example["image"])
-    size = images.network_size(shape[0], shape[1], short_edge, long_edge)
+    size = images.network_size(shape[0], shape[1], short_edge, long_edge, rule)
     y_scale, x_scale = tf.unstack(tf.cast(size, tf.float32) / tf.cast(shape[:2], tf.float32))
     return {
         **example,
-        "image": images.resize(example["image"], size),
+        "image": images.resize(example["image"], size, rule),
         "boxes": example["boxes"] * tf.stack([x_scale, y_scale, x_scale, y_scale]),
     }
 
@@ -70,7 +71,7 @@ def randomly(transform, example, probability, seed):
     return tf.cond(chosen, lambda: transform(example), lambda: dict(example))
 
 
-def random_resize(example, short_edges, long_edge, seed):
+def random_resize(example, short_edges, long_edge, seed, rule="pillow"):
     """`resize` to one of `short_edges` (list of pixels), drawn by a stateless seed, each as likely."""
     index = tf.random.stateless_uniform([], seed, maxval=len(short_edges), dtype=tf.int32)
-    return resize(example, tf.constant(short_edges)[index], long_edge)
+    return resize(example, tf.constant(short_edges)[index], long_edge, rule)

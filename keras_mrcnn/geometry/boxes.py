@@ -18,6 +18,11 @@ def area(boxes):
     return width * height
 
 
+def shorter_edge(boxes):
+    """The smaller of width and height `[...]` of boxes `[..., 4]`; not above 0 for one without area."""
+    return ops.minimum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1])
+
+
 def iou(a, b):
     """Intersection over union of every box of `a` with every box of `b`.
 

@@ -60,6 +60,28 @@ def paste_patch(probabilities, box, height, width, threshold=0.5):
     return top, left, rows @ probabilities @ columns.T >= threshold
 
 
+def widened(box, cells):
+    """The box that makes `paste` do what torchvision does.
+
+    torchvision puts one cell of zeros around the grid, widens the box by as much, rounds its corners towards
+    zero and stretches the grid over the pixels from the first corner to the last, that one included.
+
+    Args:
+        box: float `(4,)`, (x1, y1, x2, y2), pixels.
+        cells: int, M.
+
+    Returns:
+        float64 `(4,)`: where the M x M cells come to lie.
+    """
+    x1, y1, x2, y2 = np.asarray(box, np.float64)
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    wide, high = (x2 - x1) / 2 * (cells + 2) / cells, (y2 - y1) / 2 * (cells + 2) / cells
+    left, top, right, bottom = np.trunc([x - wide, y - high, x + wide, y + high])
+    width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
+    cell_x, cell_y = width / (cells + 2), height / (cells + 2)
+    return np.array([left + cell_x, top + cell_y, left + width - cell_x, top + height - cell_y])
+
+
 def _axis_weights(start, end, cells, size):
     """First pixel with its centre in [start, end] and the weights `[pixels, cells]` of these pixels."""
     first = max(int(np.ceil(start - 0.5)), 0)

@@ -1,11 +1,13 @@
 """RoIAlign (Mask R-CNN, section 3) from stock TensorFlow operations.
 
-For a fixed number of samples per bin, `tf.image.crop_and_resize` on a map with one pixel of symmetric
+For one number of samples per bin, `tf.image.crop_and_resize` on a map with one pixel of symmetric
 padding samples at exactly RoIAlign's points and with its border rule: a sample up to one pixel outside the
 map takes the border's value, one further outside counts as 0.
 """
 
 import tensorflow as tf
+
+_GRID_BASE = 2**15  # more than the samples of a bin along one side
 
 
 def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio=2, aligned=True):
@@ -17,7 +19,8 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
         batch_indices: int32 `[R]`, the image of each box.
         output_size: int, bins along each side.
         scale: float, feature pixels per image pixel.
-        sampling_ratio: int >= 1, samples per bin along each side.
+        sampling_ratio: int, samples per bin along each side; 0: for each box and side as many as its bins
+            are long in feature pixels, rounded up.
         aligned: False leaves out the half-pixel shift and widens boxes to at least one feature pixel.
 
     Returns:
@@ -25,74 +28,100 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
     """
     boxes = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
     boxes = tf.where(tf.math.is_finite(boxes), boxes, -1e6)  # far outside: samples of 0
-    x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
-    samples = output_size * sampling_ratio
+    start, end = boxes[:, 1::-1], boxes[:, :1:-1]  # (y, x)
+    extent = end - start if aligned else tf.maximum(end - start, 1.0)
+    regions = start - (0.5 if aligned else 0.0), extent, batch_indices
+    if sampling_ratio:
+        return _pool(features, *regions, output_size, (sampling_ratio, sampling_ratio))
+    return _pool_adaptively(features, *regions, output_size)
 
-    def first_and_step(low, high):
-        length = high - low if aligned else tf.maximum(high - low, 1.0)
-        step = length / samples
-        return low + 0.5 * step - (0.5 if aligned else 0.0), step
 
-    rows, columns = first_and_step(y1, y2), first_and_step(x1, x2)
+def _pool_adaptively(features, start, extent, batch_indices, output_size):
+    """`_pool` of the regions with one number of samples after those with another."""
+    samples = tf.cast(tf.math.ceil(extent / output_size), tf.int32)
+    empty = tf.reduce_any(samples < 1, axis=1)
+    samples = tf.maximum(samples, 1)
+    grids, group_of = tf.unique(samples[:, 0] * _GRID_BASE + samples[:, 1])
+
+    def pool_group(group, pooled):
+        chosen = tf.where(group_of == group)[:, 0]
+        regions = [tf.gather(part, chosen) for part in (start, extent, batch_indices)]
+        grid = grids[group] // _GRID_BASE, grids[group] % _GRID_BASE
+        return group + 1, pooled.write(group, _pool(features, *regions, output_size, grid))
+
+    shape = [None, output_size, output_size, features.shape[-1]]
+    pooled = tf.TensorArray(features.dtype, tf.size(grids), infer_shape=False, element_shape=shape)
+    _, pooled = tf.while_loop(lambda group, _: group < tf.size(grids), pool_group, (0, pooled))
+    in_groups = tf.argsort(group_of, stable=True)
+    pooled = tf.gather(pooled.concat(), tf.argsort(in_groups))
+    return tf.where(empty[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.zeros([], features.dtype), pooled)
+
+
+def _pool(features, start, extent, batch_indices, output_size, grid):
+    """Regions by corner and size, float32 `[R, 2]` (y, x), feature pixels; `grid` samples in every bin."""
+    counts = [output_size * number for number in grid]
+    axes = []
+    for axis, count in enumerate(counts):
+        step = extent[:, axis] / tf.cast(count, tf.float32)
+        axes.append((start[:, axis] + 0.5 * step, step, count))  # the first sample
 
     @tf.custom_gradient
     def pool(features):
         def gradient(upstream):
-            taps = [
-                _taps(*axis, samples, size) for axis, size in zip((rows, columns), tf.unstack(shape[1:3]))
-            ]
-            spread = _scatter(tf.cast(upstream, tf.float32), batch_indices, *taps, shape)
+            taps = [_taps(*axis, size) for axis, size in zip(axes, tf.unstack(shape[1:3]))]
+            spread = _scatter(tf.cast(upstream, tf.float32), batch_indices, *taps, grid, shape)
             return tf.cast(spread, features.dtype)
 
         shape = tf.shape(features)
         padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
         edges = []  # the first and the last sample, 1 where the map (padded by one pixel) ends
-        for (first, step), size in zip((rows, columns), tf.unstack(tf.cast(shape[1:3], tf.float32))):
-            edges.append(((first + 1) / (size + 1), (first + 1 + step * (samples - 1)) / (size + 1)))
+        for (first, step, count), size in zip(axes, tf.unstack(tf.cast(shape[1:3], tf.float32))):
+            last = first + step * tf.cast(count - 1, tf.float32)
+            edges.append(((first + 1) / (size + 1), (last + 1) / (size + 1)))
         (top, bottom), (left, right) = edges
         crops = tf.image.crop_and_resize(
-            padded, tf.stack([top, left, bottom, right], axis=-1), batch_indices, [samples, samples]
+            padded, tf.stack([top, left, bottom, right], axis=-1), batch_indices, tf.stack(counts)
         )
-        if sampling_ratio > 1:
-            crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
-        return tf.cast(crops, features.dtype), gradient
+        bins = [-1, output_size, grid[0], output_size, grid[1], features.shape[-1]]
+        return tf.cast(tf.reduce_mean(tf.reshape(crops, bins), axis=(2, 4)), features.dtype), gradient
 
     return pool(features)
 
 
-def _taps(first, step, samples, size):
+def _taps(first, step, count, size):
     """The two pixels that each sample along one axis reads, and their weights.
 
     Returns:
-        int32 and float32 `[R, 2 * samples]`; weight 0 for samples more than one pixel outside the map.
+        int32 and float32 `[R, 2 * count]`; weight 0 for samples more than one pixel outside the map.
     """
     limit = tf.cast(size, tf.float32)
-    position = first[:, tf.newaxis] + step[:, tf.newaxis] * tf.range(samples, dtype=tf.float32)
+    position = first[:, tf.newaxis] + step[:, tf.newaxis] * tf.range(count, dtype=tf.float32)
     inside = tf.cast((position >= -1) & (position <= limit), tf.float32)
     position = tf.clip_by_value(position, 0.0, limit - 1)
     low = tf.floor(position)
     weight = position - low
     pixels = tf.stack([low, tf.minimum(low + 1, limit - 1)], axis=-1)
     weights = tf.stack([(1 - weight) * inside, weight * inside], axis=-1)
-    flat = [tf.shape(first)[0], 2 * samples]
+    flat = [tf.shape(first)[0], 2 * count]
     return tf.cast(tf.reshape(pixels, flat), tf.int32), tf.reshape(weights, flat)
 
 
-def _scatter(upstream, batch_indices, rows, columns, shape):
+def _scatter(upstream, batch_indices, rows, columns, grid, shape):
     """Gradient `[B, H, W, C]` of the average over samples: every pixel's share of every bin.
 
     TensorFlow's own gradient of `crop_and_resize` adds from several threads at once on a CPU and loses some
     of the sums; this one does not.
     """
     (row, row_weight), (column, column_weight) = rows, columns
-    each = tf.shape(row)[1] // tf.shape(upstream)[1]  # taps per bin
     weight = row_weight[:, :, tf.newaxis] * column_weight[:, tf.newaxis, :]
-    weight *= 4.0 / tf.cast(each * each, tf.float32)  # two taps per sample and axis: the mean over samples
+    weight /= tf.cast(grid[0] * grid[1], tf.float32)
     place = (batch_indices[:, tf.newaxis] * shape[1] + row)[:, :, tf.newaxis] * shape[2]
     place += column[:, tf.newaxis, :]
-    shares = tf.repeat(tf.repeat(upstream, each, axis=1), each, axis=2) * weight[..., tf.newaxis]
+    shares = tf.repeat(tf.repeat(upstream, 2 * grid[0], axis=1), 2 * grid[1], axis=2)
     sums = tf.math.unsorted_segment_sum(
-        tf.reshape(shares, [-1, shape[3]]), tf.reshape(place, [-1]), shape[0] * shape[1] * shape[2]
+        tf.reshape(shares * weight[..., tf.newaxis], [-1, shape[3]]),
+        tf.reshape(place, [-1]),
+        shape[0] * shape[1] * shape[2],
     )
     return tf.reshape(sums, shape)
 
@@ -114,12 +143,12 @@ def roi_levels(boxes, levels):
     return tf.cast(tf.clip_by_value(level, 2.0, levels + 1.0), tf.int32) - 2
 
 
-def multilevel_roi_align(pyramid, boxes, batch_indices, output_size, sampling_ratio=2):
+def multilevel_roi_align(pyramid, boxes, batch_indices, output_size, sampling_ratio=2, aligned=True):
     """`roi_align` of each region on the level that fits its size.
 
     Args:
         pyramid: list of float `[B, H_k, W_k, C]`, P2 (stride 4) first, each half the size of the one before.
-        boxes, batch_indices, output_size, sampling_ratio: as in `roi_align`.
+        boxes, batch_indices, output_size, sampling_ratio, aligned: as in `roi_align`.
 
     Returns:
         `[R, output_size, output_size, C]`, in the order of `boxes`.
@@ -137,6 +166,7 @@ def multilevel_roi_align(pyramid, boxes, batch_indices, output_size, sampling_ra
                 output_size,
                 1.0 / 2 ** (level + 2),
                 sampling_ratio,
+                aligned,
             )
         )
     return tf.gather(tf.concat(pooled, 0), tf.argsort(tf.concat(places, 0)))

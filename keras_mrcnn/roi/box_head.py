@@ -3,27 +3,43 @@
 import keras
 from keras import ops
 
+from keras_mrcnn.conv_norm import ConvNorm
+from keras_mrcnn.roi.pooling import one_at_least
+
 
 class BoxHead(keras.layers.Layer):
-    """Two fully connected layers with ReLU, then a classifier and a box regressor for each class.
+    """Fully connected layers with ReLU, then a classifier and a box regressor for each class.
+
+    Two fully connected layers in the paper; four 3x3 convolutions and one of them in Wu and He 2018.
 
     Args:
         num_classes: int, C, without background.
-        units: int, of each fully connected layer.
+        convs: int, number of 3x3 convolutions with ReLU before them.
+        channels: int, of each convolution.
+        norm: normalisation of the convolutions, see `ConvNorm`.
+        fcs: int, number of fully connected layers.
+        units: int, of each.
 
     Input shape: `[N, S, S, channels]`.
     Output: class logits float32 `[N, C + 1]`, background last, and deltas float32 `[N, C, 4]`, weighted
         as `geometry.boxes.encode` gives them.
     """
 
-    def __init__(self, num_classes, units=1024, **kwargs):
+    def __init__(self, num_classes, convs=0, channels=256, norm="none", fcs=2, units=1024, **kwargs):
         super().__init__(**kwargs)
         self.num_classes = num_classes
+        self.num_convs = convs
+        self.channels = channels
+        self.norm = norm
+        self.num_fcs = fcs
         self.units = units
+        self.convs = [
+            ConvNorm(channels, 3, norm=norm, relu=True, dtype=self.dtype_policy, name=f"conv{index + 1}")
+            for index in range(convs)
+        ]
         xavier = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
         self.flatten = keras.layers.Flatten(dtype=self.dtype_policy, name="flatten")
-        self.fc1 = self._dense(units, xavier, "relu", "fc1")
-        self.fc2 = self._dense(units, xavier, "relu", "fc2")
+        self.fcs = [self._dense(units, xavier, "relu", f"fc{index + 1}") for index in range(fcs)]
         self.classes = self._dense(
             num_classes + 1, keras.initializers.RandomNormal(stddev=0.01), None, "classes"
         )
@@ -36,10 +52,26 @@ class BoxHead(keras.layers.Layer):
             units, activation, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
         )
 
-    def call(self, pooled):
-        hidden = self.fc2(self.fc1(self.flatten(pooled)))
+    def call(self, pooled, training=None):
+        hidden = pooled
+        if self.convs:
+            hidden = one_at_least(pooled)
+            for conv in self.convs:
+                hidden = conv(hidden, training=training)
+            hidden = hidden[: ops.shape(pooled)[0]]
+        hidden = self.flatten(hidden)
+        for fc in self.fcs:
+            hidden = fc(hidden)
         deltas = ops.reshape(self.deltas(hidden), [-1, self.num_classes, 4])
         return ops.cast(self.classes(hidden), "float32"), ops.cast(deltas, "float32")
 
     def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes, "units": self.units}
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "convs": self.num_convs,
+            "channels": self.channels,
+            "norm": self.norm,
+            "fcs": self.num_fcs,
+            "units": self.units,
+        }

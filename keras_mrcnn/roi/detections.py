@@ -16,6 +16,7 @@ class Detections(keras.layers.Layer):
         nms_iou: float; a box is suppressed by a better one of its class with a greater IoU.
         max_detections: int, D, per image.
         box_weights: factors of dx, dy, dw, dh that the box head learnt with.
+        min_size: float, pixels; boxes of less width or height are dropped.
 
     Call arguments:
         proposals: float32 `[B, P, 4]`, pixels; `valid`: bool `[B, P]`.
@@ -36,6 +37,7 @@ class Detections(keras.layers.Layer):
         nms_iou=0.5,
         max_detections=100,
         box_weights=(10.0, 10.0, 5.0, 5.0),
+        min_size=0.0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -43,6 +45,7 @@ class Detections(keras.layers.Layer):
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.max_detections = max_detections
+        self.min_size = min_size
         self.box_weights = list(box_weights)
 
     def call(self, proposals, valid, class_logits, deltas, image_sizes):
@@ -53,6 +56,7 @@ class Detections(keras.layers.Layer):
         finite = ops.all(ops.isfinite(boxes), axis=-1) & ops.isfinite(scores)
         boxes = box_ops.clip(ops.where(finite[..., None], boxes, 0.0), sizes[..., 0], sizes[..., 1])
         candidate = finite & valid[..., None] & (scores > self.score_threshold)
+        candidate = candidate & (box_ops.shorter_edge(boxes) >= self.min_size)
 
         batch = ops.shape(boxes)[0]
         boxes = ops.reshape(boxes, [batch, -1, 4])
@@ -73,5 +77,6 @@ class Detections(keras.layers.Layer):
             "score_threshold": self.score_threshold,
             "nms_iou": self.nms_iou,
             "max_detections": self.max_detections,
+            "min_size": self.min_size,
             "box_weights": self.box_weights,
         }

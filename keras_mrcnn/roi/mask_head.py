@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_mrcnn.roi.pooling import put_valid, take_valid
+from keras_mrcnn.conv_norm import ConvNorm
+from keras_mrcnn.roi.pooling import one_at_least, put_valid, take_valid
 
 
 class MaskHead(keras.layers.Layer):
@@ -15,25 +16,30 @@ class MaskHead(keras.layers.Layer):
         num_classes: int, C, without background.
         convs: int, number of 3x3 convolutions.
         channels: int, of each.
+        norm: normalisation of the 3x3 convolutions, see `ConvNorm`.
 
     Input shape: `[N, S, S, channels]`. Output: logits float32 `[N, 2S, 2S, C]`.
     """
 
-    def __init__(self, num_classes, convs=4, channels=256, **kwargs):
+    def __init__(self, num_classes, convs=4, channels=256, norm="none", **kwargs):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.num_convs = convs
         self.channels = channels
-        options = {
-            "kernel_initializer": keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
-            "activation": "relu",
-            "dtype": self.dtype_policy,
-        }
+        self.norm = norm
         self.convs = [
-            keras.layers.Conv2D(channels, 3, padding="same", name=f"conv{i + 1}", **options)
-            for i in range(convs)
+            ConvNorm(channels, 3, norm=norm, relu=True, dtype=self.dtype_policy, name=f"conv{index + 1}")
+            for index in range(convs)
         ]
-        self.upsample = keras.layers.Conv2DTranspose(channels, 2, 2, name="upsample", **options)
+        self.upsample = keras.layers.Conv2DTranspose(
+            channels,
+            2,
+            2,
+            activation="relu",
+            kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+            dtype=self.dtype_policy,
+            name="upsample",
+        )
         self.logits = keras.layers.Conv2D(
             num_classes,
             1,
@@ -42,13 +48,11 @@ class MaskHead(keras.layers.Layer):
             name="logits",
         )
 
-    def call(self, pooled):
-        regions = ops.shape(pooled)[0]
-        # TensorFlow's oneDNN convolution gives nothing a wrong shape: let it see one region at least.
-        hidden = ops.pad(pooled, [[0, ops.maximum(1 - regions, 0)], [0, 0], [0, 0], [0, 0]])
+    def call(self, pooled, training=None):
+        hidden = one_at_least(pooled)
         for conv in self.convs:
-            hidden = conv(hidden)
-        return ops.cast(self.logits(self.upsample(hidden)), "float32")[:regions]
+            hidden = conv(hidden, training=training)
+        return ops.cast(self.logits(self.upsample(hidden)), "float32")[: ops.shape(pooled)[0]]
 
     def get_config(self):
         return {
@@ -56,6 +60,7 @@ class MaskHead(keras.layers.Layer):
             "num_classes": self.num_classes,
             "convs": self.num_convs,
             "channels": self.channels,
+            "norm": self.norm,
         }
 
 

@@ -11,7 +11,8 @@ class RoIPooling(keras.layers.Layer):
 
     Args:
         pool_size: int, S, side of the pooled features.
-        sampling_ratio: int, samples per bin along each side.
+        sampling_ratio: int, samples per bin along each side; 0: as many as fit, see `ops.roi_align`.
+        aligned: bool, see `ops.roi_align`.
 
     Call arguments:
         pyramid: list of `[B, H_k, W_k, C]`, P2 (stride 4) first; only the first four are pooled from.
@@ -22,24 +23,28 @@ class RoIPooling(keras.layers.Layer):
         `[N, S, S, C]`, N the number of valid regions, in row-major order of `valid`.
     """
 
-    def __init__(self, pool_size=7, sampling_ratio=2, **kwargs):
+    def __init__(self, pool_size=7, sampling_ratio=2, aligned=True, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.supports_jit = False
         self.pool_size = pool_size
         self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
 
     def call(self, pyramid, boxes, valid):
         image, place = ops.nonzero(valid)
         flat = image * ops.shape(boxes)[1] + place
         boxes = ops.take(ops.reshape(boxes, [-1, 4]), flat, axis=0)
         image = ops.cast(image, "int32")
-        return multilevel_roi_align(pyramid[:4], boxes, image, self.pool_size, self.sampling_ratio)
+        return multilevel_roi_align(
+            pyramid[:4], boxes, image, self.pool_size, self.sampling_ratio, self.aligned
+        )
 
     def get_config(self):
         return {
             **super().get_config(),
             "pool_size": self.pool_size,
             "sampling_ratio": self.sampling_ratio,
+            "aligned": self.aligned,
         }
 
 
@@ -55,3 +60,12 @@ def put_valid(rows, valid):
     flat = ops.nonzero(ops.reshape(valid, [-1]))[0]
     values = ops.scatter(flat[:, None], rows, (batch * regions, *rows.shape[1:]))
     return ops.reshape(values, (batch, regions, *rows.shape[1:]))
+
+
+def one_at_least(pooled):
+    """`[max(N, 1), ...]`: one region of zeros when there is none.
+
+    TensorFlow's oneDNN convolution gives nothing a wrong shape.
+    """
+    missing = ops.maximum(1 - ops.shape(pooled)[0], 0)
+    return ops.pad(pooled, [[0, missing], [0, 0], [0, 0], [0, 0]])

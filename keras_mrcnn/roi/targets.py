@@ -29,16 +29,17 @@ def box_targets(regions, targets, num_classes, box_weights):
     return take_valid(classes, sampled), take_valid(deltas, sampled), take_valid(foreground, sampled)
 
 
-def mask_targets(regions, targets, mask_size):
+def mask_targets(regions, targets, mask_size, soft=False):
     """Class and mask of every foreground region.
 
     Args:
         regions: what `RoISampling` returns: boxes, matched, foreground, background.
         targets: dictionary with boxes `[B, G, 4]`, classes `[B, G]`, masks `[B, G, S, S]`, has_mask `[B, G]`.
         mask_size: int, M.
+        soft: bool, see `crop_masks`.
 
     Returns:
-        classes: int32 `[F]`; masks: float32 `[F, M, M]`, 0 or 1; has_mask: bool `[F]`. F and its order are
+        classes: int32 `[F]`; masks: float32 `[F, M, M]`; has_mask: bool `[F]`. F and its order are
         those of `RoIPooling` on foreground.
     """
     boxes, matched, foreground, _ = regions
@@ -53,11 +54,12 @@ def mask_targets(regions, targets, mask_size):
         of_matched(targets["boxes"]),
         take_valid(boxes, foreground),
         mask_size,
+        soft,
     )
     return ops.cast(of_matched(targets["classes"]), "int32"), masks, of_matched(targets["has_mask"])
 
 
-def crop_masks(crops, true_boxes, rois, mask_size):
+def crop_masks(crops, true_boxes, rois, mask_size, soft=False):
     """The part of each region's true mask that lies in the region.
 
     Args:
@@ -65,9 +67,10 @@ def crop_masks(crops, true_boxes, rois, mask_size):
         true_boxes: float32 `[N, 4]`, pixels.
         rois: float32 `[N, 4]`, pixels.
         mask_size: int, M.
+        soft: bool, keep fractions, as torchvision does.
 
     Returns:
-        float32 `[N, M, M]`, 1 where RoIAlign of the mask is at least one half, else 0.
+        float32 `[N, M, M]`, RoIAlign of the mask; unless `soft`, 1 where that is at least one half, else 0.
     """
     size = crops.shape[-1]
     # A border of zeros: nothing of the object lies outside of its box.
@@ -76,4 +79,4 @@ def crop_masks(crops, true_boxes, rois, mask_size):
     extent = ops.concatenate([true_boxes[:, 2:], true_boxes[:, 2:]], axis=1) - corner
     rois = (rois - corner) / ops.maximum(extent, 1e-3) * size + 1
     pooled = roi_align(crops, rois, ops.arange(ops.shape(crops)[0], dtype="int32"), mask_size, 1.0)
-    return ops.cast(pooled[..., 0] >= 0.5, "float32")
+    return pooled[..., 0] if soft else ops.cast(pooled[..., 0] >= 0.5, "float32")

@@ -20,6 +20,7 @@ class Proposals(keras.layers.Layer):
         pre_nms_train, pre_nms_test: int, anchors kept per level before suppression.
         post_nms_train, post_nms_test: int, P, proposals per image.
         nms_iou: float; a box is suppressed by a better one with a greater IoU.
+        min_size: float, pixels; boxes of less width or height are dropped.
 
     Call arguments:
         logits, deltas, anchors: lists over levels of `[B, A_k]`, `[B, A_k, 4]`, `[A_k, 4]`.
@@ -39,6 +40,7 @@ class Proposals(keras.layers.Layer):
         post_nms_train=1000,
         post_nms_test=1000,
         nms_iou=0.7,
+        min_size=0.0,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -48,6 +50,7 @@ class Proposals(keras.layers.Layer):
         self.post_nms_train = post_nms_train
         self.post_nms_test = post_nms_test
         self.nms_iou = nms_iou
+        self.min_size = min_size
 
     def call(self, logits, deltas, anchors, image_sizes, training=False):
         pre_nms = self.pre_nms_train if training else self.pre_nms_test
@@ -65,7 +68,8 @@ class Proposals(keras.layers.Layer):
         sizes = ops.cast(image_sizes, "float32")[:, None, :]
         finite = ops.all(ops.isfinite(boxes), axis=-1) & ops.isfinite(scores)
         boxes = box_ops.clip(ops.where(finite[..., None], boxes, 0.0), sizes[..., 0], sizes[..., 1])
-        valid = finite & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+        edge = box_ops.shorter_edge(boxes)
+        valid = finite & (edge > 0) & (edge >= self.min_size)
 
         kept, valid = nms(boxes, scores, levels, valid, post_nms, self.nms_iou)
         boxes = ops.where(valid[..., None], ops.take_along_axis(boxes, kept[..., None], axis=1), 0.0)
@@ -80,4 +84,5 @@ class Proposals(keras.layers.Layer):
             "post_nms_train": self.post_nms_train,
             "post_nms_test": self.post_nms_test,
             "nms_iou": self.nms_iou,
+            "min_size": self.min_size,
         }

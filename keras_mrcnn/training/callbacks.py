@@ -38,6 +38,7 @@ def score(model, dataset, records, evaluator, progress=None):
                     (record.height, record.width),
                     model.categories,
                     image_id=record.image_id,
+                    paste=model.config.mask_head.paste,
                 )
             )
             done += 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_mrcnn import config
 from keras_mrcnn.data import images
 
 RANDOM = np.random.default_rng(0)
@@ -126,7 +127,7 @@ class TestResize:
 def test_network_frame():
     # 20 x 30 to a short edge of 40: 40 x 60; 30 x 20: 60 x 40; both in 64 x 64
     sources = [np.full((20, 30, 3), 7, np.uint8), np.full((30, 20, 3), 9, np.uint8)]
-    frame = images.network_frame(sources, 40, 100)
+    frame = images.network_frame(sources, config.Input(short_edge=40, long_edge=100))
     assert frame["images"].shape == (2, 64, 64, 3) and frame["image_sizes"].dtype == np.int32
     np.testing.assert_array_equal(frame["image_sizes"], [[40, 60], [60, 40]])
     assert (frame["images"][0, :40, :60] == 7).all() and frame["images"][0].sum() == 7 * 40 * 60 * 3

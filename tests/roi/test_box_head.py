@@ -20,7 +20,7 @@ def test_against_numpy():
         return values @ layer.kernel.numpy() + layer.bias.numpy()
 
     hidden = pooled.reshape(5, 16)  # rows, then columns, then channels
-    for layer in (head.fc1, head.fc2):
+    for layer in head.fcs:
         hidden = np.maximum(dense(hidden, layer), 0)
     assert (hidden == 0).any() and (hidden > 0).any()
     np.testing.assert_allclose(logits, dense(hidden, head.classes), rtol=1e-4, atol=1e-4)
@@ -36,13 +36,13 @@ def test_background_has_a_score_and_no_deltas():
 def test_initial_values():
     head = BoxHead(num_classes=80, units=256)
     head(np.zeros([1, 3, 3, 32], np.float32))
-    for layer, fan_in in ((head.fc1, 288), (head.fc2, 256)):
+    for layer, fan_in in zip(head.fcs, (288, 256)):
         limit, kernel = (3 / fan_in) ** 0.5, layer.kernel.numpy()
         assert 0.98 * limit < np.abs(kernel).max() <= limit
         assert kernel.std() == pytest.approx(limit / 3**0.5, rel=0.02)
     assert head.classes.kernel.numpy().std() == pytest.approx(0.01, rel=0.03)
     assert head.deltas.kernel.numpy().std() == pytest.approx(0.001, rel=0.03)
-    assert not any(layer.bias.numpy().any() for layer in (head.fc1, head.fc2, head.classes, head.deltas))
+    assert not any(layer.bias.numpy().any() for layer in (*head.fcs, head.classes, head.deltas))
 
 
 def test_no_region():

@@ -18,7 +18,7 @@ def test_outputs_are_in_the_order_of_the_anchors():
     head(pyramid)
     centre = np.zeros([3, 3, 1, 1])
     centre[1, 1] = 1
-    head.conv.kernel.assign(centre)
+    head.convs[0].kernel.assign(centre)
     head.objectness.kernel.assign(np.float32([1, 100]).reshape(1, 1, 1, 2))
     head.deltas.kernel.assign(np.float32([1, 2, 3, 4, 50, 60, 70, 80]).reshape(1, 1, 1, 8))
     logits, deltas = head(pyramid)
@@ -36,7 +36,7 @@ def test_against_numpy():
     head([features])
     for weight in head.weights:
         weight.assign(rng.normal(size=weight.shape))
-    kernel, bias = head.conv.kernel.numpy(), head.conv.bias.numpy()
+    kernel, bias = head.convs[0].kernel.numpy(), head.convs[0].bias.numpy()
     padded = np.pad(features, [(0, 0), (1, 1), (1, 1), (0, 0)])
     hidden = np.zeros((2, 3, 4, 5))
     for i, j in np.ndindex(3, 4):
@@ -55,7 +55,7 @@ def test_one_set_of_weights_with_its_initial_values():
     assert [weight.shape for weight in head.weights] == [
         (3, 3, 32, 64), (64,), (1, 1, 64, 3), (3,), (1, 1, 64, 12), (12,)
     ]  # fmt: skip
-    assert head.conv.kernel.numpy().std() == pytest.approx(0.01, rel=0.05)
+    assert head.convs[0].kernel.numpy().std() == pytest.approx(0.01, rel=0.05)
     assert head.deltas.kernel.numpy().std() == pytest.approx(0.01, rel=0.15)
     assert head.objectness.kernel.numpy().std() == pytest.approx(0.01, rel=0.3)
     assert not any(weight.numpy().any() for weight in head.weights if "bias" in weight.path)

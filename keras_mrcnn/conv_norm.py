@@ -1,13 +1,13 @@
-"""A convolution and its normalisation, as every block of the backbone has it."""
+"""A convolution and its normalisation, as every block of the backbone and the heads have it."""
 
 import keras
 from keras import ops
 
-NORMS = ("frozen", "batch", "group")
+NORMS = ("none", "frozen", "batch", "group")
 
 
 class ConvNorm(keras.layers.Layer):
-    """Convolution without bias, then normalisation, then optionally ReLU.
+    """Convolution, then normalisation or a bias, then optionally ReLU.
 
     Padding is symmetric, `kernel_size // 2` on each side also at stride 2: the ResNets of which weights are
     published do so, "same" padding does not.
@@ -21,9 +21,11 @@ class ConvNorm(keras.layers.Layer):
         filters: int, output channels.
         kernel_size: int, odd.
         strides: int.
-        norm: "frozen", "batch" (batch statistics in training) or "group" (32 groups; Wu and He 2018).
+        norm: "frozen", "batch" (batch statistics in training), "group" (32 groups; Wu and He 2018) or "none"
+            (a bias in its place).
         relu: bool.
         epsilon: float, added to the variance.
+        kernel_initializer: name of one of Keras, or None for N(0, 2 / fan_out) (He et al. 2015).
 
     Input shape: `[B, H, W, C]`. Output shape: `[B, ceil(H / strides), ceil(W / strides), filters]`.
 
@@ -32,7 +34,17 @@ class ConvNorm(keras.layers.Layer):
         TensorShape([1, 16, 16, 8])
     """
 
-    def __init__(self, filters, kernel_size, strides=1, norm="frozen", relu=False, epsilon=1e-5, **kwargs):
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        norm="frozen",
+        relu=False,
+        epsilon=1e-5,
+        kernel_initializer=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if norm not in NORMS:
             raise ValueError(f"`norm` is one of {', '.join(NORMS)}. Received: norm={norm!r}")
@@ -42,6 +54,7 @@ class ConvNorm(keras.layers.Layer):
         self.norm = norm
         self.relu = relu
         self.epsilon = epsilon
+        self.kernel_initializer = kernel_initializer
         if norm == "batch":
             self.normalization = keras.layers.BatchNormalization(
                 momentum=0.9, epsilon=epsilon, dtype=self.dtype_policy, name="normalization"
@@ -50,17 +63,21 @@ class ConvNorm(keras.layers.Layer):
             self.normalization = keras.layers.GroupNormalization(
                 32, epsilon=epsilon, dtype=self.dtype_policy, name="normalization"
             )
-        else:
+        elif norm == "frozen":
             self.normalization = FrozenNormalization(epsilon, dtype=self.dtype_policy, name="normalization")
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.kernel_size, self.kernel_size, input_shape[-1], self.filters),
-            initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+            initializer=self.kernel_initializer
+            or keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
             autocast=self.norm != "frozen",
         )
-        self.normalization.build((*input_shape[:-1], self.filters))
+        if self.norm == "none":
+            self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
+        else:
+            self.normalization.build((*input_shape[:-1], self.filters))
 
     def call(self, inputs, training=None):
         padding = "same"
@@ -74,7 +91,10 @@ class ConvNorm(keras.layers.Layer):
             outputs = ops.conv(inputs, kernel, self.strides, padding) + ops.cast(shift, self.compute_dtype)
         else:
             outputs = ops.conv(inputs, self.kernel, self.strides, padding)
-            outputs = self.normalization(outputs, training=training)
+            if self.norm == "none":
+                outputs = outputs + self.bias
+            else:
+                outputs = self.normalization(outputs, training=training)
         return ops.relu(outputs) if self.relu else outputs
 
     def get_config(self):
@@ -86,6 +106,7 @@ class ConvNorm(keras.layers.Layer):
             "norm": self.norm,
             "relu": self.relu,
             "epsilon": self.epsilon,
+            "kernel_initializer": self.kernel_initializer,
         }
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mrcnn.backbones.conv_norm import ConvNorm, FrozenNormalization
+from keras_mrcnn.conv_norm import ConvNorm, FrozenNormalization
 
 
 def correlate(images, kernel, strides):
