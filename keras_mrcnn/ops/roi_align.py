@@ -17,28 +17,29 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
         features: float `[B, H, W, C]`.
         boxes: float32 `[R, 4]`, (x1, y1, x2, y2), pixels of the image. No gradient flows to them.
         batch_indices: int32 `[R]`, the image of each box.
-        output_size: int, bins along each side.
+        output_size: bins along each side, an int, or two: (rows, columns).
         scale: float, feature pixels per image pixel.
         sampling_ratio: int, samples per bin along each side; 0: for each box and side as many as its bins
             are long in feature pixels, rounded up.
         aligned: False leaves out the half-pixel shift and widens boxes to at least one feature pixel.
 
     Returns:
-        `[R, output_size, output_size, C]` of the features' dtype.
+        `[R, rows, columns, C]` of the features' dtype.
     """
+    bins = [output_size] * 2 if isinstance(output_size, int) else list(output_size)
     boxes = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
     boxes = tf.where(tf.math.is_finite(boxes), boxes, -1e6)  # far outside: samples of 0
     start, end = boxes[:, 1::-1], boxes[:, :1:-1]  # (y, x)
     extent = end - start if aligned else tf.maximum(end - start, 1.0)
     regions = start - (0.5 if aligned else 0.0), extent, batch_indices
     if sampling_ratio:
-        return _pool(features, *regions, output_size, (sampling_ratio, sampling_ratio))
-    return _pool_adaptively(features, *regions, output_size)
+        return _pool(features, *regions, bins, (sampling_ratio, sampling_ratio))
+    return _pool_adaptively(features, *regions, bins)
 
 
-def _pool_adaptively(features, start, extent, batch_indices, output_size):
+def _pool_adaptively(features, start, extent, batch_indices, bins):
     """`_pool` of the regions with one number of samples after those with another."""
-    samples = tf.cast(tf.math.ceil(extent / output_size), tf.int32)
+    samples = tf.cast(tf.math.ceil(extent / bins), tf.int32)
     empty = tf.reduce_any(samples < 1, axis=1)
     samples = tf.maximum(samples, 1)
     grids, group_of = tf.unique(samples[:, 0] * _GRID_BASE + samples[:, 1])
@@ -47,9 +48,9 @@ def _pool_adaptively(features, start, extent, batch_indices, output_size):
         chosen = tf.where(group_of == group)[:, 0]
         regions = [tf.gather(part, chosen) for part in (start, extent, batch_indices)]
         grid = grids[group] // _GRID_BASE, grids[group] % _GRID_BASE
-        return group + 1, pooled.write(group, _pool(features, *regions, output_size, grid))
+        return group + 1, pooled.write(group, _pool(features, *regions, bins, grid))
 
-    shape = [None, output_size, output_size, features.shape[-1]]
+    shape = [None, *bins, features.shape[-1]]
     pooled = tf.TensorArray(features.dtype, tf.size(grids), infer_shape=False, element_shape=shape)
     _, pooled = tf.while_loop(lambda group, _: group < tf.size(grids), pool_group, (0, pooled))
     in_groups = tf.argsort(group_of, stable=True)
@@ -57,9 +58,9 @@ def _pool_adaptively(features, start, extent, batch_indices, output_size):
     return tf.where(empty[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.zeros([], features.dtype), pooled)
 
 
-def _pool(features, start, extent, batch_indices, output_size, grid):
+def _pool(features, start, extent, batch_indices, bins, grid):
     """Regions by corner and size, float32 `[R, 2]` (y, x), feature pixels; `grid` samples in every bin."""
-    counts = [output_size * number for number in grid]
+    counts = [bins[0] * grid[0], bins[1] * grid[1]]
     axes = []
     for axis, count in enumerate(counts):
         step = extent[:, axis] / tf.cast(count, tf.float32)
@@ -82,8 +83,12 @@ def _pool(features, start, extent, batch_indices, output_size, grid):
         crops = tf.image.crop_and_resize(
             padded, tf.stack([top, left, bottom, right], axis=-1), batch_indices, tf.stack(counts)
         )
-        bins = [-1, output_size, grid[0], output_size, grid[1], features.shape[-1]]
-        return tf.cast(tf.reduce_mean(tf.reshape(crops, bins), axis=(2, 4)), features.dtype), gradient
+        if isinstance(grid[0], int):
+            pooled = tf.nn.avg_pool2d(crops, grid, grid, "VALID")
+        else:
+            crops = tf.reshape(crops, [-1, bins[0], grid[0], bins[1], grid[1], features.shape[-1]])
+            pooled = tf.reduce_mean(crops, axis=(2, 4))
+        return tf.cast(pooled, features.dtype), gradient
 
     return pool(features)
 
