@@ -1,0 +1,135 @@
+"""Name tables of detectron2's model zoo: Faster, Mask and Keypoint R-CNN with a ResNet or ResNeXt.
+
+Names as in its `modeling/backbone/{resnet,fpn}.py`, `modeling/proposal_generator/rpn.py` and
+`modeling/roi_heads/*.py`. Background is the last class there too.
+"""
+
+from keras_mrcnn.weights import tables
+from keras_mrcnn.weights.tables import Row, Table
+
+BODIES = ("fpn", "c4", "dc5")
+IGNORED = (  # buffers, which some files have and some have not
+    "pixel_mean",
+    "pixel_std",
+    "proposal_generator.anchor_generator.cell_anchors.*",
+    "*.num_batches_tracked",
+)
+
+
+def detector(config, num_classes, body="fpn", masks=True, keypoint_convs=0, rgb=False):
+    """Table of a detector.
+
+    One table serves R-50, R-101 and X-101-32x8d, COCO (80 classes), Cityscapes (8), LVIS (1203; v0.5: 1230) and
+    the baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm` batch, `rpn.convs` 2,
+    `box_head.convs` 4, `box_head.fcs` 1).
+
+    Args:
+        config: a `config.Model`.
+        num_classes: int, classes of the file without background.
+        body: "fpn"; "c4": C2..C4, and stage 5 in each region, without fully connected layers and without
+            convolutions before the masks' upsampling; "dc5": heads on a dilated C5.
+        masks: bool, whether there is a mask head.
+        keypoint_convs: int, 3x3 convolutions of the keypoint head; 0: there is no such head. Published: 8.
+        rgb: bool, whether the network was trained on RGB; all of the zoo takes BGR.
+
+    Returns:
+        A `Table`.
+
+    Raises:
+        ValueError: no such body.
+    """
+    if body not in BODIES:
+        raise ValueError(f"`body` is one of {', '.join(BODIES)}. Received: body={body!r}")
+    rows = _body_rows(config.backbone, body, rgb)
+    if body == "fpn":
+        rows += _fpn_rows(config.fpn)
+    rows += _rpn_rows(config.rpn)
+    if body != "c4":
+        rows += _box_rows(config.box_head)
+    rows += _prediction_rows(num_classes)
+    if masks:
+        rows += _mask_rows(config.mask_head, 0 if body == "c4" else config.mask_head.convs, num_classes)
+    if keypoint_convs:
+        rows += _keypoint_rows(keypoint_convs)
+    return Table(rows, IGNORED)
+
+
+def _body_rows(backbone, body, rgb):
+    rows = []
+    for conv in tables.resnet_convs(backbone):
+        ours = conv.ours
+        theirs = "stem.conv1" if conv.part == "stem" else f"res{conv.stage}.{conv.block}.{conv.part}"
+        if body == "c4" and conv.stage == 5:
+            ours, theirs = ours.replace("backbone", "stage5"), f"roi_heads.{theirs}"
+        else:
+            theirs = f"backbone.bottom_up.{theirs}" if body == "fpn" else f"backbone.{theirs}"
+        rows += _conv_rows(ours, theirs, backbone.norm)
+    if not rgb:
+        rows[0] = rows[0]._replace(convert=tables.bgr_kernel)
+    return rows
+
+
+def _conv_rows(ours, theirs, norm="none"):
+    return tables.conv_rows(ours, f"{theirs}.weight", f"{theirs}.bias", norm, f"{theirs}.norm")
+
+
+def _fpn_rows(fpn):
+    rows = []
+    for level in range(2, 6):
+        for name in ("lateral", "output"):
+            rows += _conv_rows(f"fpn/{name}{level}", f"backbone.fpn_{name}{level}", fpn.norm)
+    return rows
+
+
+def _rpn_rows(rpn):
+    rows, prefix = [], "proposal_generator.rpn_head"
+    if rpn.convs == 1:
+        rows += _conv_rows("rpn_head/conv", f"{prefix}.conv")
+    else:  # counted from 0, and only when there are several
+        for index in range(rpn.convs):
+            rows += _conv_rows(f"rpn_head/conv{index + 1}", f"{prefix}.conv.conv{index}")
+    rows += _conv_rows("rpn_head/objectness", f"{prefix}.objectness_logits")
+    return rows + _conv_rows("rpn_head/deltas", f"{prefix}.anchor_deltas")
+
+
+def _box_rows(head):
+    rows = []
+    for n in range(1, head.convs + 1):
+        rows += _conv_rows(f"box_head/conv{n}", f"roi_heads.box_head.conv{n}", head.norm)
+    convert = tables.flattened_dense(head.pool_size)
+    for n in range(1, head.fcs + 1):
+        rows.append(Row(f"box_head/fc{n}/kernel", f"roi_heads.box_head.fc{n}.weight", convert))
+        rows.append(Row(f"box_head/fc{n}/bias", f"roi_heads.box_head.fc{n}.bias", tables.same))
+        convert = tables.dense
+    return rows
+
+
+def _prediction_rows(num_classes):
+    rows = []
+    for ours, theirs, count in (
+        ("classes", "cls_score", num_classes + 1),
+        ("deltas", "bbox_pred", 4 * num_classes),
+    ):
+        prefix = f"roi_heads.box_predictor.{theirs}"
+        weight, bias = tables.outputs(count, tables.dense), tables.outputs(count, tables.same)
+        rows.append(Row(f"box_head/{ours}/kernel", f"{prefix}.weight", weight))
+        rows.append(Row(f"box_head/{ours}/bias", f"{prefix}.bias", bias))
+    return rows
+
+
+def _mask_rows(head, convs, num_classes):
+    rows, prefix = [], "roi_heads.mask_head"
+    for n in range(1, convs + 1):
+        rows += _conv_rows(f"mask_head/conv{n}", f"{prefix}.mask_fcn{n}", head.norm)
+    rows += _conv_rows("mask_head/upsample", f"{prefix}.deconv")
+    weight, bias = tables.outputs(num_classes, tables.kernel), tables.outputs(num_classes, tables.same)
+    rows.append(Row("mask_head/logits/kernel", f"{prefix}.predictor.weight", weight))
+    rows.append(Row("mask_head/logits/bias", f"{prefix}.predictor.bias", bias))
+    return rows
+
+
+def _keypoint_rows(convs):
+    rows, prefix = [], "roi_heads.keypoint_head"
+    for n in range(1, convs + 1):
+        rows += _conv_rows(f"keypoint_head/conv{n}", f"{prefix}.conv_fcn{n}")
+    return rows + _conv_rows("keypoint_head/upsample", f"{prefix}.score_lowres")
