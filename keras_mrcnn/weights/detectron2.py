@@ -19,8 +19,8 @@ IGNORED = (  # buffers, which some files have and some have not
 def detector(config, num_classes, body="fpn", masks=True, keypoint_convs=0, rgb=False):
     """Table of a detector.
 
-    One table serves R-50, R-101 and X-101-32x8d, COCO (80 classes), Cityscapes (8), LVIS (1203; v0.5: 1230) and
-    the baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm` batch, `rpn.convs` 2,
+    It serves R-50, R-101 and X-101-32x8d, COCO (80 classes), Cityscapes (8), LVIS (1203; v0.5: 1230) and the
+    baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm` batch, `rpn.convs` 2,
     `box_head.convs` 4, `box_head.fcs` 1).
 
     Args:

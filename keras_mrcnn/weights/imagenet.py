@@ -9,16 +9,17 @@ from keras_mrcnn.weights import tables
 from keras_mrcnn.weights.tables import Row, Table
 
 BRANCHES = {"shortcut": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 CAFFE2_IGNORED = ("*_momentum", "conv1_b", "fc1000_w", "fc1000_b", "pred_w", "pred_b")
 
 
 def caffe2(config, names, width=64):
     """Table of the Caffe2 blobs of MSRA's `R-50.pkl`, `R-101.pkl` and of `X-101-32x8d.pkl`, which take BGR.
 
-    The normalisation goes by three names, which `names` decides between: `_bn_gamma`, `_bn_beta`,
-    `_bn_running_mean`, `_bn_running_var` in detectron2's copies of the files; `_bn_s`, `_bn_b`, `_bn_rm`,
-    `_bn_riv` as Caffe2 trains; only `_bn_s`, `_bn_b` in Detectron's files, where the statistics are folded into
-    the two: then the mean is 0 and the variance 1 - epsilon, so that nothing is divided by (as detectron2's
+    The normalisation goes by three sets of names, between which the stem's in `names` decide: `_bn_gamma`,
+    `_bn_beta`, `_bn_running_mean`, `_bn_running_var` in detectron2's copies of the files; `_bn_s`, `_bn_b`,
+    `_bn_rm`, `_bn_riv` as Caffe2 trains; only `_bn_s`, `_bn_b` in Detectron's files, where the statistics are
+    folded into the two: then the mean is 0 and the variance 1 - epsilon, which divides by 1 (as detectron2's
     `FrozenBatchNorm2d` begins). The stem's `conv1_b`, about 1e-9, is left out, as detectron2 leaves it out.
 
     Args:
@@ -33,7 +34,8 @@ def caffe2(config, names, width=64):
     tables.check_batch_norm(backbone)
     if not tables.BLOCKS[backbone.name][1]:
         raise ValueError(
-            f"MSRA's ResNets have bottlenecks: resnet50 or resnet101. Received: backbone.name={backbone.name!r}"
+            "These files are of ResNets with bottlenecks: resnet50 or resnet101. "
+            f"Received: backbone.name={backbone.name!r}"
         )
     their = _caffe2_norm_names(names)
     rows = []
@@ -88,11 +90,10 @@ def keras_applications(config, weights):
         name = _keras_name(weights, f"{layer}_conv", "bias")
         if name not in weights:
             raise ValueError(
-                f"Expected the bias `{name}`: each convolution of keras.applications.ResNet50 or ResNet101 has "
-                f"one. Received: {len(weights)} names without it"
+                f"Expected the bias `{name}`: each convolution of keras.applications.ResNet50 or ResNet101 "
+                f"has one. Received: {len(weights)} names without it"
             )
-        rows += _keras_rows(conv, layer, weights)
-        rows[-2] = rows[-2]._replace(convert=_less(weights[name]))
+        rows += _keras_rows(conv, layer, weights, _less(weights[name]))
     return Table(rows, ("*_conv/bias", "*_conv/bias:0", "predictions/*"))
 
 
@@ -120,14 +121,10 @@ def variables_of(model):
 
 def _caffe2_norm_names(names):
     if "res_conv1_bn_gamma" in names:
-        return {name: name.replace("moving", "running").replace("variance", "var") for name in NORM}
-    short = {"gamma": "s", "beta": "b"}
+        return dict(zip(NORM, ("gamma", "beta", "running_mean", "running_var")))
     if "res_conv1_bn_rm" in names:
-        short |= {"moving_mean": "rm", "moving_variance": "riv"}
-    return short
-
-
-NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+        return dict(zip(NORM, ("s", "b", "rm", "riv")))
+    return {"gamma": "s", "beta": "b"}
 
 
 def _norm_rows(conv, given, epsilon):
@@ -151,11 +148,12 @@ def _keras_name(weights, layer, kind):
     return old if old in weights else f"{layer}/{kind}"
 
 
-def _keras_rows(conv, layer, weights):
+def _keras_rows(conv, layer, weights, mean=tables.same):
     rows = [Row(f"{conv.ours}/kernel", _keras_name(weights, f"{layer}_conv", "kernel"), tables.same)]
     for kind in NORM:
         name = _keras_name(weights, f"{layer}_bn", kind)
-        rows.append(Row(f"{conv.ours}/normalization/{kind}", name, tables.same))
+        convert = mean if kind == "moving_mean" else tables.same
+        rows.append(Row(f"{conv.ours}/normalization/{kind}", name, convert))
     return rows
 
 

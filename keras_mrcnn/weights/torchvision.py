@@ -3,9 +3,9 @@
 Two generations of names are about. Releases up to 0.12, and with them the published weights of the first
 Faster, Mask and Keypoint R-CNN, say `backbone.fpn.inner_blocks.0.weight`, `rpn.head.conv.weight` and
 `roi_heads.mask_head.mask_fcn1.weight`; since 0.13 it is `backbone.fpn.inner_blocks.0.0.weight`,
-`rpn.head.conv.0.0.weight` and `roi_heads.mask_head.0.0.weight`. torchvision renames name by name when it loads
-(`_load_from_state_dict` of its FPN, RPN head and mask head), and so do the tables: where the old name is in
-the file the row has the old one, otherwise the new one.
+`rpn.head.conv.0.0.weight` and `roi_heads.mask_head.0.0.weight`. torchvision renames name by name when it
+loads (`_load_from_state_dict` of its FPN, RPN head and mask head), and so do the tables: where the old name
+is in the file the row has the old one, otherwise the new one.
 """
 
 from keras_mrcnn.weights import tables
@@ -18,9 +18,9 @@ FIRST_FC = 6  # its head without convolutions counts on from the layers of VGG-1
 def detector(config, num_classes, masks=True, keypoint_convs=0, names=()):
     """Table of Faster, Mask and Keypoint R-CNN with a ResNet and FPN.
 
-    The models: `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn`, their `_v2`, `keypointrcnn_resnet50_fpn`, and
-    whatever `resnet_fpn_backbone` makes of the four ResNets. Background is class 0 there: its logit goes last,
-    its box deltas and its mask go.
+    The models: `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn`, their `_v2`, `keypointrcnn_resnet50_fpn`,
+    and whatever `resnet_fpn_backbone` makes of the four ResNets. Background is class 0 there: its logit is
+    moved to the end, its box deltas and its mask are dropped.
 
     Args:
         config: a `config.Model`.
@@ -49,11 +49,11 @@ def detector(config, num_classes, masks=True, keypoint_convs=0, names=()):
 def resnet(config):
     """Table of an ImageNet ResNet-18, -34, -50 or -101 of torchvision or timm: the backbone only.
 
-    timm's plain ResNets (`resnet50.a1_in1k`, `resnet50_gn` with `backbone.norm` group, ...) have the same names
-    and meaning. Its variants c, d, s, t have a stem of three convolutions (`conv1.0.weight`) and, d and t, an
-    average pool before the shortcut's convolution (`downsample.1.weight`); SE and ECA ones more names; ResNeXt
-    and wide ones other shapes: strict loading refuses all of them. `resnetblur18`, `resnetblur50` cannot be
-    told by their names, and are not to be loaded: they blur before each stride.
+    timm's plain ResNets (`resnet50.a1_in1k`, `resnet50_gn` with `backbone.norm` group, ...) have the same
+    names and meaning. Its variants c, d, s, t have a stem of three convolutions (`conv1.0.weight`) and, d and
+    t, an average pool before the shortcut's convolution (`downsample.1.weight`); SE and ECA ones more names;
+    ResNeXt and wide ones other shapes: strict loading refuses all of them. `resnetblur18` and `resnetblur50`
+    cannot be told by their names, and are not to be loaded: they blur before each stride.
 
     Args:
         config: a `config.Model`.
@@ -107,9 +107,14 @@ def _fpn_rows(fpn, names):
 
 def _rpn_rows(rpn, names):
     rows = []
-    for index in range(rpn.convs):
-        ours = f"rpn_head/conv{index + 1 if rpn.convs > 1 else ''}"
-        rows += _renamed_rows(ours, f"rpn.head.conv.{index}", "rpn.head.conv", "none", names)
+    if rpn.convs == 1:
+        rows += _renamed_rows("rpn_head/conv", "rpn.head.conv.0", "rpn.head.conv", "none", names)
+    else:  # which the old releases could not have
+        for index in range(rpn.convs):
+            conv = f"rpn.head.conv.{index}.0"
+            rows += tables.conv_rows(
+                f"rpn_head/conv{index + 1}", f"{conv}.weight", f"{conv}.bias", "none", None
+            )
     for ours, theirs in (("objectness", "cls_logits"), ("deltas", "bbox_pred")):
         prefix = f"rpn.head.{theirs}"
         rows += tables.conv_rows(f"rpn_head/{ours}", f"{prefix}.weight", f"{prefix}.bias", "none", None)
