@@ -52,7 +52,8 @@ class BoxHead(keras.layers.Layer):
             units, activation, kernel_initializer=initializer, dtype=self.dtype_policy, name=name
         )
 
-    def call(self, pooled, training=None):
+    def hidden(self, pooled, training=None):
+        """What the classifier and the regressor see: `[N, units]`."""
         hidden = pooled
         if self.convs:
             hidden = one_at_least(pooled)
@@ -62,6 +63,10 @@ class BoxHead(keras.layers.Layer):
         hidden = self.flatten(hidden)
         for fc in self.fcs:
             hidden = fc(hidden)
+        return hidden
+
+    def call(self, pooled, training=None):
+        hidden = self.hidden(pooled, training)
         deltas = ops.reshape(self.deltas(hidden), [-1, self.num_classes, 4])
         return ops.cast(self.classes(hidden), "float32"), ops.cast(deltas, "float32")
 

@@ -1,0 +1,307 @@
+"""Proof that a model computes what the implementation that it has its weights from computes.
+
+A golden file holds what the reference computed for some images at every station of the walk. Each station is
+given the reference's own input where that is stored (its proposals to the box head, its boxes to the mask
+head), so that one difference does not hide the next; then the detections are compared end to end.
+
+Reference arrays are in the order N, C, H, W; ours are N, H, W, C.
+"""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+from pycocotools import mask as coco_mask
+
+from keras_mrcnn import config
+from keras_mrcnn.data.images import network_frame
+from keras_mrcnn.geometry import boxes as box_ops
+from keras_mrcnn.results import Results
+from keras_mrcnn.roi.mask_head import of_class
+
+INPUT = 1e-4  # largest difference of the normalised pixels
+MAPS, RESIZED_MAPS, HEADS = 2e-4, 1e-3, 1e-3  # largest difference / standard deviation
+DECODED, BOXES, SCORES = 0.05, 0.1, 2e-3  # pixels, pixels, probability
+SPREAD = "of the standard deviation"
+SAME_BOX = 0.98  # IoU
+PROPOSALS_MISSED, DETECTIONS_MISSED, MASK_DIFFERENCE = 0.01, 0.02, 0.02  # parts of all; 1 - IoU
+IN_ORDER = 20  # the classes of the first detections stand in the same order
+
+
+class Station(NamedTuple):
+    """One comparison."""
+
+    name: str
+    error: float
+    limit: float
+    unit: str  # of both
+
+    @property
+    def passed(self):
+        return self.error <= self.limit
+
+    def __str__(self):
+        verdict = "" if self.passed else "  DIFFERS"
+        return f"{self.name:24} {self.error:9.2e}  (limit {self.limit:.0e}) {self.unit}{verdict}"
+
+
+class Golden:
+    """What a reference computed.
+
+    Args:
+        arrays: mapping of arrays under `CASE/...`: `images/I` (uint8 `[H, W, 3]`, RGB), `input/tensor`,
+            `body/c2`, `fpn/p2`, `rpn/...`, `box/...`, `det/...`, `mask/...`. What is absent is not compared.
+        about: dictionary. background_first: bool, class 0 is background and labels count from 1.
+            channels: "RGB" or "BGR", of `input/tensor`. arrays: for arrays of which only a part is stored (as
+            `KEY/sample`), the whole `shape`, and `start` and `step` along each axis. cases: for each the
+            `short_edge` and `long_edge` that images are resized to, if they are, and `output_sizes`, a
+            (height, width) of each image, if detections are not in the pixels of the images as given.
+            rle: pasted masks of each case and image, if there are any.
+    """
+
+    def __init__(self, arrays, about):
+        self.arrays = arrays
+        self.about = about
+
+    @classmethod
+    def load(cls, path):
+        """Reads a `.npz` that `save` wrote."""
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        if "about" not in arrays:
+            raise ValueError(f"{path} is no golden file: it has no entry `about`.")
+        return cls(arrays, json.loads(str(arrays.pop("about"))))
+
+    def save(self, path):
+        """Writes one `.npz`."""
+        np.savez_compressed(path, about=json.dumps(self.about), **self.arrays)
+
+    def each(self, key):
+        """list of the arrays `KEY/0`, `KEY/1`, ... of the images of a case."""
+        found = []
+        while f"{key}/{len(found)}" in self.arrays:
+            found.append(np.asarray(self.arrays[f"{key}/{len(found)}"]))
+        return found
+
+    def __contains__(self, key):
+        return key in self.arrays or f"{key}/sample" in self.arrays
+
+    def difference(self, key, ours, columns=slice(None)):
+        """Largest difference from `ours` (axes in their order), and the reference's standard deviation.
+
+        `columns` of the second axis are compared.
+        """
+        ours = np.asarray(ours, np.float32)
+        if key in self.arrays:
+            theirs = self.arrays[key]
+        else:
+            theirs, whole = self.arrays[f"{key}/sample"], self.about["arrays"][key]
+            if list(ours.shape) != whole["shape"]:
+                return np.inf, 1.0
+            ours = ours[tuple(slice(a, None, b) for a, b in zip(whole["start"], whole["step"], strict=True))]
+        if theirs.shape != ours.shape:
+            return np.inf, 1.0
+        difference = np.abs(theirs - ours)[:, columns] if ours.ndim > 1 else np.abs(theirs - ours)
+        return float(np.max(difference, initial=0)), max(float(np.std(theirs)), 1e-12)
+
+
+def certify(model, golden):
+    """Compares every station of every case.
+
+    Args:
+        model: `MaskRCNN`, with the rules of the reference in its config.
+        golden: `Golden`.
+
+    Returns:
+        dictionary of lists of `Station`, in the order of the walk, by the name of the case.
+    """
+    return {case: _Comparison(model, golden, case).stations for case in golden.about["cases"]}
+
+
+class _Comparison:
+    """One case: goes through the stations and notes each in `stations`."""
+
+    def __init__(self, model, golden, case):
+        self.model, self.golden, self.case = model, golden, case
+        self.about = golden.about["cases"][case]
+        self.images = golden.each(f"{case}/images")
+        self.stations = []
+        self.inputs = self._network_frame()
+        sizes = [image.shape[:2] for image in self.images]
+        resized = not np.array_equal(sizes, self.inputs["image_sizes"])
+        pyramid = self._features(RESIZED_MAPS if resized else MAPS)
+        self._proposals(pyramid)
+        self._box_head(pyramid)
+        self._mask_head(pyramid)
+        self._detections()
+
+    def _network_frame(self):
+        if "short_edge" in self.about:
+            edges = self.about["short_edge"], self.about["long_edge"]
+            return network_frame(self.images, config.Input(*edges, resize=self.model.config.input.resize))
+        sizes = np.array([image.shape[:2] for image in self.images], np.int32)
+        frame = np.zeros([len(sizes), *sizes.max(axis=0), 3], np.uint8)
+        for row, image in zip(frame, self.images, strict=True):
+            row[: image.shape[0], : image.shape[1]] = image
+        return {"images": frame, "image_sizes": sizes}
+
+    def note(self, name, error, limit, unit):
+        self.stations.append(Station(name, float(error), limit, unit))
+
+    def compare(self, key, ours, limit, absolute=None, columns=slice(None)):
+        """Notes the error of an array: relative to the spread, or in an absolute unit."""
+        if f"{self.case}/{key}" in self.golden:
+            difference, spread = self.golden.difference(f"{self.case}/{key}", ours, columns)
+            self.note(key, difference / (1 if absolute else spread), limit, absolute or SPREAD)
+
+    def _features(self, limit):
+        model = self.model
+        pixels = model.normalize(self.inputs["images"], self.inputs["image_sizes"])
+        in_their_order = pixels[..., ::-1] if self.golden.about["channels"] == "BGR" else pixels
+        self.compare("input/tensor", _channels_first(in_their_order), INPUT, "absolute")
+        stages = model.backbone(pixels, training=False)
+        for level, stage in enumerate(stages, 2):
+            self.compare(f"body/c{level}", _channels_first(stage), limit)
+        pyramid = model.fpn(stages, training=False)
+        for level, features in enumerate(pyramid, 2):
+            self.compare(f"fpn/p{level}", _channels_first(features), limit)
+        self.logits, self.deltas = model.rpn_head(pyramid)
+        self.level_anchors = model.anchors(pyramid)
+        for level, (features, logits, deltas, anchors) in enumerate(
+            zip(pyramid, self.logits, self.deltas, self.level_anchors, strict=True), 2
+        ):
+            grid = [*features.shape[:3], -1]
+            self.compare(f"rpn/objectness/p{level}", _channels_first(np.reshape(logits, grid)), limit)
+            self.compare(f"rpn/deltas/p{level}", _channels_first(np.reshape(deltas, grid)), limit)
+            self.compare(f"rpn/decoded/p{level}", box_ops.decode(deltas, anchors), DECODED, "pixels")
+        return pyramid
+
+    def _proposals(self, pyramid):
+        theirs = self.golden.each(f"{self.case}/rpn/proposals")
+        if not theirs:
+            return
+        sizes = self.inputs["image_sizes"]
+        boxes, _, valid = self.model.proposals(self.logits, self.deltas, self.level_anchors, sizes)
+        missed = total = 0
+        for ours, found, expected in zip(np.array(boxes), np.array(valid), theirs, strict=True):
+            overlap = np.array(box_ops.iou(ours[found], expected)) > SAME_BOX
+            missed += (~overlap.any(axis=0)).sum() + (~overlap.any(axis=1)).sum()
+            total += sum(overlap.shape)
+        self.note("rpn/proposals", missed / max(total, 1), PROPOSALS_MISSED, "without a match")
+
+    def _box_head(self, pyramid):
+        proposals = self.golden.each(f"{self.case}/rpn/proposals")
+        if not proposals:
+            return
+        boxes, valid = _padded(proposals)
+        pooled = self.model.box_pooling(pyramid, boxes, valid)
+        self.compare("box/pooled", _channels_first(pooled), HEADS)
+        self.compare("box/head", self.model.box_head.hidden(pooled), HEADS)
+        logits, deltas = (np.array(x) for x in self.model.box_head(pooled))
+        columns = slice(None)
+        if self.golden.about["background_first"]:
+            logits = np.roll(logits, 1, axis=1)
+            deltas = np.pad(deltas, [[0, 0], [1, 0], [0, 0]])
+            columns = slice(4, None)  # nobody reads their deltas of the background, and we have none
+        self.compare("box/class_logits", logits, HEADS)
+        self.compare("box/box_regression", deltas.reshape(len(deltas), -1), HEADS, columns=columns)
+
+    def _mask_head(self, pyramid):
+        boxes = self.golden.each(f"{self.case}/det/boxes_input")
+        logits = self.golden.each(f"{self.case}/mask/logits")
+        if not logits:
+            return
+        padded, valid = _padded(boxes)
+        pooled = self.model.mask_pooling(pyramid, padded, valid)
+        self.compare("mask/pooled", _channels_first(pooled), HEADS)
+        ours = np.array(self.model.mask_head(pooled))
+        classes = np.concatenate(self._true_classes())
+        own = np.split(np.array(of_class(ours, classes)), np.cumsum([len(b) for b in boxes])[:-1])
+        for image, (masks, theirs) in enumerate(zip(own, logits, strict=True)):
+            key = f"{self.case}/mask/logits/{image}"
+            difference, spread = self.golden.difference(key, masks[: len(theirs)].reshape(theirs.shape))
+            self.note(f"mask/logits/{image}", difference / spread, HEADS, SPREAD)
+
+    def _true_classes(self):
+        first = 1 if self.golden.about["background_first"] else 0
+        return [labels.astype(np.int32) - first for labels in self.golden.each(f"{self.case}/det/labels")]
+
+    def _detections(self):
+        outputs = self.model(self.inputs, training=False)
+        sizes = self.about.get("output_sizes", [image.shape[:2] for image in self.images])
+        classes = self._true_classes()
+        boxes, scores = (self.golden.each(f"{self.case}/det/{name}") for name in ("boxes", "scores"))
+        pasted = self.golden.about.get("rle", {}).get(self.case)
+        for image, size in enumerate(sizes):
+            ours = Results.from_detections(
+                {name: np.array(value[image]) for name, value in outputs.items()},
+                self.inputs["image_sizes"][image],
+                size,
+                self.model.categories,
+                paste=self.model.config.mask_head.paste,
+            )
+            pairs = _matches(ours, boxes[image], classes[image], scores[image])
+            most = max(len(ours), len(classes[image]), 1)
+            name = f"det/{{}}/{image}"
+            self.note(name.format("unmatched"), 1 - len(pairs) / most, DETECTIONS_MISSED, "of all")
+            first = min(IN_ORDER, len(classes[image]))
+            moved = np.sum(ours.classes[:first] != classes[image][:first]) if len(ours) >= first else first
+            self.note(name.format("order"), moved, 0, f"of the first {first} classes elsewhere")
+            mine, their = np.array(pairs, int).reshape(-1, 2).T
+            self.note(
+                name.format("boxes"),
+                np.max(np.abs(ours.boxes[mine] - boxes[image][their]), initial=0),
+                BOXES,
+                "pixels",
+            )
+            self.note(
+                name.format("scores"),
+                np.max(np.abs(ours.scores[mine] - scores[image][their]), initial=0),
+                SCORES,
+                "absolute",
+            )
+            if pasted:
+                rles = ours.rles()
+                worst = _worst_mask([rles[i] for i in mine], [pasted[image][j] for j in their])
+                self.note(name.format("masks"), worst, MASK_DIFFERENCE, "1 - IoU")
+
+
+def _channels_first(features):
+    return np.moveaxis(np.array(features), -1, 1)
+
+
+def _padded(boxes):
+    """Boxes of each image as one array, and which rows are no padding."""
+    count = [len(of_image) for of_image in boxes]
+    padded = np.zeros([len(boxes), max(max(count), 1), 4], np.float32)
+    for row, of_image in zip(padded, boxes, strict=True):
+        row[: len(of_image)] = of_image
+    return padded, np.arange(padded.shape[1])[None] < np.array(count)[:, None]
+
+
+def _matches(ours, boxes, classes, scores):
+    """Pairs (index of ours, index of theirs): same class, almost the same box and score, each used once."""
+    if not len(ours) or not len(boxes):
+        return []
+    same = np.array(ops.convert_to_numpy(box_ops.iou(ours.boxes, boxes))) > SAME_BOX
+    same &= ours.classes[:, None] == classes[None]
+    same &= np.abs(ours.scores[:, None] - scores[None]) <= SCORES
+    pairs, used = [], set()
+    for index, row in enumerate(same):
+        free = [candidate for candidate in np.flatnonzero(row) if candidate not in used]
+        if free:
+            best = min(free, key=lambda c: np.abs(ours.boxes[index] - boxes[c]).max())
+            used.add(best)
+            pairs.append((index, best))
+    return pairs
+
+
+def _worst_mask(ours, theirs):
+    """1 - IoU of the pair that differs most; two empty masks are equal."""
+    worst = 0.0
+    for own, their in zip(ours, theirs, strict=True):
+        either = coco_mask.area(coco_mask.merge([own, their]))
+        if either:
+            worst = max(worst, 1 - coco_mask.area(coco_mask.merge([own, their], True)) / either)
+    return worst

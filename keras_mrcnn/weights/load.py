@@ -1,0 +1,114 @@
+"""Strict loading: all of a file into all of a model, or an error that lists what does not fit."""
+
+import difflib
+import fnmatch
+from typing import NamedTuple
+
+import numpy as np
+
+MOST_LISTED = 20  # of each kind of misfit
+
+
+class Report(NamedTuple):
+    """What was loaded. Its text is `loaded 307/307`, and what was initialised anew and how."""
+
+    loaded: list[str]  # paths of variables
+    initialised: dict[str, str]  # path of each variable left as it was: how it was initialised
+
+    def __str__(self):
+        total = len(self.loaded) + len(self.initialised)
+        anew = [f"\n  anew: {path} ({how})" for path, how in self.initialised.items()]
+        return f"loaded {len(self.loaded)}/{total}" + "".join(anew)
+
+
+def load_table(model, weights, table, source, anew=()):
+    """Fill the variables of a model from the arrays of a file.
+
+    Args:
+        model: `MaskRCNN`, or a layer of it, whose variables have the paths that the table names.
+        weights: dictionary of arrays by the names of the file.
+        table: `tables.Table`.
+        source: where the weights come from, for messages.
+        anew: prefixes of paths of variables that are not loaded and stay as they were initialised.
+
+    Returns:
+        `Report`.
+
+    Raises:
+        ValueError: a name of the table is missing in the file, the file has a name that the table does not
+            know, a shape differs, or the model has a variable that the table does not fill; all are listed
+            and the model is as before.
+    """
+    variables = {variable.path: variable for variable in model.variables if _is_weight(variable)}
+    left = [path for path in variables if path.startswith(tuple(anew))] if anew else []
+    rows = [row for row in table.rows if row.ours not in left]
+    misfits, arrays = _misfits(rows, weights, variables, left)
+    known = {row.theirs for row in table.rows}
+    for name in weights:
+        if name not in known and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored):
+            misfits.setdefault("unexpected in the file", []).append(f"{name} {weights[name].shape}")
+    if misfits:
+        raise ValueError(_explain(misfits, source, len(arrays), len(variables) - len(left)))
+    for path, array in arrays.items():
+        variables[path].assign(array)
+    return Report(list(arrays), {path: _initializer(model, path) for path in left})
+
+
+def _misfits(rows, weights, variables, left):
+    """Lists of what does not fit by kind, and the converted arrays of what does by path."""
+    misfits, arrays = {}, {}
+    for row in rows:
+        if row.theirs is not None and row.theirs not in weights:
+            near = difflib.get_close_matches(row.theirs, weights, n=1)
+            hint = f" (the file has {near[0]})" if near else ""
+            misfits.setdefault("missing in the file", []).append(f"{row.theirs}, for {row.ours}{hint}")
+            continue
+        given = None if row.theirs is None else weights[row.theirs]
+        if row.ours not in variables:
+            misfits.setdefault("not in the model", []).append(f"{row.ours}, of {row.theirs}")
+            continue
+        expected = tuple(variables[row.ours].shape)
+        try:
+            array = row.convert(given)
+            fits = array.shape == expected
+        except ValueError:
+            fits = False
+        if fits:
+            arrays[row.ours] = array
+        else:
+            misfits.setdefault("of another shape", []).append(
+                f"{row.theirs} {np.shape(given)}, which does not make {row.ours} {expected}"
+            )
+    filled = {row.ours for row in rows}
+    for path in variables:
+        if path not in filled and path not in left:
+            misfits.setdefault("filled by nothing", []).append(path)
+    return misfits, arrays
+
+
+def _explain(misfits, source, fitting, total):
+    lines = [f"{source} does not fit this model, and nothing was loaded: {fitting} of {total} fit."]
+    for kind, found in misfits.items():
+        lines.append(f"{kind}: {len(found)}")
+        lines += [f"  {line}" for line in found[:MOST_LISTED]]
+        if len(found) > MOST_LISTED:
+            lines.append(f"  ... and {len(found) - MOST_LISTED} more")
+    return "\n".join(lines)
+
+
+def _is_weight(variable):
+    return "seed_generator" not in variable.path
+
+
+def _initializer(model, path):
+    """How the variable at `path` was initialised, for people to read."""
+    for layer in model._flatten_layers():
+        for variable in layer._trainable_variables + layer._non_trainable_variables:
+            if variable.path == path:
+                given = getattr(layer, f"{variable.name}_initializer", None)
+                if given is None:
+                    return "zeros" if variable.name == "bias" else "N(0, 2 / fan_out)"
+                values = {name: value for name, value in given.get_config().items() if name != "seed"}
+                inside = ", ".join(f"{name}={value}" for name, value in values.items())
+                return f"{type(given).__name__}({inside})"
+    raise KeyError(path)
