@@ -1,0 +1,1 @@
+"""Weights from elsewhere: published, converted, loaded strictly."""
