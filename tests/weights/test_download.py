@@ -120,6 +120,19 @@ def test_without_announced_length(server, get):
     assert get(size=0, progress=True).read_bytes() == CONTENT
 
 
+def test_a_file_smaller_than_any_buffer(server, get):
+    server.content = b"small"
+    assert get("sha256:" + hashlib.sha256(b"small").hexdigest(), 5).read_bytes() == b"small"
+
+
+def test_who_comes_right_after_the_end_leaves_no_part(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(CONTENT)
+    with download._own_part(path) as part:
+        assert part is None
+    assert files(tmp_path) == ["weights.pth"]
+
+
 def break_off(server, get, after):
     server.break_after = after
     with pytest.raises(ConnectionError, match=f"broke off after {after} of 1000000 bytes"):
