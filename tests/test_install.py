@@ -83,6 +83,12 @@ def test_wheel_holds_configs_and_op_sources(installed):
         assert data_files(installed / "keras_mrcnn" / name, suffixes) == wanted
 
 
+def test_wheel_holds_the_list_of_presets(installed):
+    wanted = data_files(REPOSITORY / "keras_mrcnn" / "weights", {".yaml", ".txt"})
+    assert wanted == {"presets.yaml", "lvis_v0.5.txt"}
+    assert data_files(installed / "keras_mrcnn" / "weights", {".yaml", ".txt"}) == wanted
+
+
 def test_folders_are_found_from_anywhere(installed, tmp_path):
     configs, custom_ops, tensorflow = run("-c", FIND, path=installed, folder=tmp_path).stdout.split()
     assert pathlib.Path(configs) == installed / "keras_mrcnn" / "configs"

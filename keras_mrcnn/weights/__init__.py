@@ -1,1 +1,1 @@
-"""Weights of other implementations: read, renamed, converted, loaded."""
+"""Weights from elsewhere: published, converted, loaded strictly."""
