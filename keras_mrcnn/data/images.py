@@ -50,18 +50,16 @@ def network_size(height, width, short_edge, long_edge, rule="pillow"):
     Args:
         height, width: size of the source image, pixels; Python integers or integer scalar tensors.
         short_edge, long_edge: pixels; numbers or scalar tensors.
-        rule: "pillow" rounds each edge, `int(x + 0.5)`; "plain" computes the scale in float32 and rounds
-            down, as torchvision does (480 x 640 at 800: 799 x 1066).
+        rule: "pillow" rounds each edge, `int(x + 0.5)`; "plain" rounds down, as torchvision does.
 
     Returns:
         `(height, width)`: two Python integers when `height` and `width` are, else an int32 tensor `[2]`.
     """
-    number = tf.float32 if rule == "plain" else tf.float64
-    edges = tf.cast(tf.stack([height, width]), number)
-    scale = tf.cast(short_edge, number) / tf.reduce_min(edges)
-    scale = tf.minimum(scale, tf.cast(long_edge, number) / tf.reduce_max(edges))
-    size = tf.cast(edges, tf.float64) * tf.cast(scale, tf.float64)
-    size = tf.maximum(tf.cast(size if rule == "plain" else size + 0.5, tf.int32), 1)
+    edges = tf.cast(tf.stack([height, width]), tf.float64)
+    scale = tf.cast(short_edge, tf.float64) / tf.reduce_min(edges)
+    scale = tf.minimum(scale, tf.cast(long_edge, tf.float64) / tf.reduce_max(edges))
+    size = edges * scale + (0.0 if rule == "plain" else 0.5)
+    size = tf.maximum(tf.cast(size, tf.int32), 1)
     if tf.is_tensor(height) or tf.is_tensor(width):
         return size
     return tuple(int(edge) for edge in size)

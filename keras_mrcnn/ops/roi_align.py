@@ -48,13 +48,15 @@ def _pool_adaptively(features, start, extent, batch_indices, bins):
         chosen = tf.where(group_of == group)[:, 0]
         regions = [tf.gather(part, chosen) for part in (start, extent, batch_indices)]
         grid = grids[group] // _GRID_BASE, grids[group] % _GRID_BASE
-        return group + 1, pooled.write(group, _pool(features, *regions, bins, grid))
+        return group + 1, pooled.write(group + 1, _pool(features, *regions, bins, grid))
 
-    shape = [None, *bins, features.shape[-1]]
-    pooled = tf.TensorArray(features.dtype, tf.size(grids), infer_shape=False, element_shape=shape)
+    # So that there is something to put together, and a gradient, when there is no box.
+    nothing = _pool(features, start[:0], extent[:0], batch_indices[:0], bins, (1, 1))
+    pooled = tf.TensorArray(features.dtype, tf.size(grids) + 1, infer_shape=False).write(0, nothing)
     _, pooled = tf.while_loop(lambda group, _: group < tf.size(grids), pool_group, (0, pooled))
+    pooled = tf.ensure_shape(pooled.concat(), [None, *bins, features.shape[-1]])
     in_groups = tf.argsort(group_of, stable=True)
-    pooled = tf.gather(pooled.concat(), tf.argsort(in_groups))
+    pooled = tf.gather(pooled, tf.argsort(in_groups))
     return tf.where(empty[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.zeros([], features.dtype), pooled)
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_mrcnn.ops import multilevel_roi_align, roi_align, roi_levels
 
+GRAPH_ALIGN = tf.function(multilevel_roi_align)
 FORWARD, GRADIENT = 2e-5, 6e-5  # largest differences allowed, for features of about unit size
 
 
@@ -329,11 +330,13 @@ class TestMultilevel:
             expected = oracle(pyramid[level], boxes[r : r + 1], images[r : r + 1], 3, scale, 2, True)
             np.testing.assert_allclose(output[r], expected[0], rtol=0, atol=FORWARD)
 
-    def test_no_boxes(self):
-        features = tf.ones([1, 8, 8, 3])
+    @pytest.mark.parametrize("sampling", [2, 0])
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_no_boxes(self, sampling, eager):
+        features, align = tf.ones([1, 8, 8, 3]), multilevel_roi_align if eager else GRAPH_ALIGN
         with tf.GradientTape() as tape:
             tape.watch(features)
-            output = multilevel_roi_align([features] * 4, tf.zeros([0, 4]), tf.zeros([0], tf.int32), 7)
+            output = align([features] * 4, tf.zeros([0, 4]), tf.zeros([0], tf.int32), 7, sampling)
         assert output.shape == (0, 7, 7, 3)
         np.testing.assert_array_equal(tape.gradient(output, features), np.zeros([1, 8, 8, 3]))
 
@@ -344,14 +347,14 @@ class TestMultilevel:
         expected = np.float32([1, 0, 1, 0])[:, None, None, None] * np.ones([4, 2, 2, 3])
         np.testing.assert_allclose(output, expected, atol=1e-6)
 
-    def test_parity_where_the_adaptive_grid_has_three_samples(self, shared):
+    @pytest.mark.parametrize(
+        "name, size, sampling, aligned",
+        [("tv_pool", 7, 2, False), ("d2_pool_v2", 7, 0, True), ("d2_pool_v1", 5, 2, False)],
+    )
+    def test_parity(self, shared, name, size, sampling, aligned):
         data = np.load(shared / "parity/ops/multiscale.npz")
         pyramid = [np.moveaxis(data[f"tv_pool/p{k}"], 1, 3) for k in range(2, 6)]
         boxes, images = data["tv_pool/boxes"], data["tv_pool/image_index"]
-        scale = 1 / 2.0 ** (roi_levels(boxes, 4).numpy()[:, None] + 2)
-        grid = np.ceil((boxes[:, 2:] - boxes[:, :2]) * scale / 7)
-        three = (grid == 3).all(1)
-        assert three.sum() >= 5
-        output = multilevel_roi_align(pyramid, boxes[three], images[three], 7, 3)
-        expected = np.moveaxis(data["d2_pool_v2/output"][three], 1, 3)
+        output = multilevel_roi_align(pyramid, boxes, images, size, sampling, aligned)
+        expected = np.moveaxis(data[f"{name}/output"], 1, 3)
         np.testing.assert_allclose(output, expected, rtol=0, atol=FORWARD)
