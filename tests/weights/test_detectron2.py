@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_mrcnn import config
+from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import detectron2
 from keras_mrcnn.weights.tables import number_of_classes
 
@@ -74,6 +75,12 @@ def converted_shapes(table, parameters):
     }
 
 
+def variables(model_config, classes):
+    """{path: shape} of the model's variables."""
+    built = MaskRCNN(model_config, [str(index) for index in range(classes)])
+    return {v.path: tuple(v.shape) for v in built.variables if "seed_generator" not in v.path}
+
+
 def test_every_name_has_one_row_and_every_row_its_name(model):
     _, table, parameters, _ = model
     assert unmatched(table, parameters) == (set(), set(), set())
@@ -90,15 +97,12 @@ def test_shapes(model):
 
 @pytest.mark.parametrize("name", BUILT)
 def test_targets_are_the_variables_of_the_model(name, shared):
-    from keras_mrcnn.model import MaskRCNN
-
     model_config, table, parameters, classes = opened(name, shared)
-    built = MaskRCNN(model_config, [str(index) for index in range(classes)])
-    variables = {v.path: tuple(v.shape) for v in built.variables if "seed_generator" not in v.path}
+    expected = variables(model_config, classes)
     if MODELS[name][1].get("masks") is False:
-        variables = {path: shape for path, shape in variables.items() if not path.startswith("mask_head/")}
+        expected = {path: shape for path, shape in expected.items() if not path.startswith("mask_head/")}
     found = converted_shapes(table, parameters)
-    assert {path: s for path, s in found.items() if not path.startswith("keypoint_head/")} == variables
+    assert {path: s for path, s in found.items() if not path.startswith("keypoint_head/")} == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,8 @@ def lsj_names():
 
 
 def test_large_scale_jitter():
-    table = detectron2.detector(config.model_from_dict(LSJ), 80)
+    model_config = config.model_from_dict(LSJ)
+    table = detectron2.detector(model_config, 80)
     names = lsj_names()
     # 53 + 8 + 4 + 4 convolutions with a normalisation, 9 layers with a bias
     assert len(names) == 69 * 5 + 9 * 2
@@ -206,6 +211,7 @@ def test_large_scale_jitter():
     assert ours["roi_heads.mask_head.mask_fcn4.norm.running_var"] == (
         "mask_head/conv4/normalization/moving_variance"
     )
+    assert sorted(ours.values()) == sorted(variables(model_config, 80))
 
 
 def test_group_normalisation_has_no_statistics():

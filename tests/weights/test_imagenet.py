@@ -30,9 +30,9 @@ def with_backbone(**changes):
     return config.model_from_dict({"backbone": changes})
 
 
-def loaded(table, weights, depth):
-    """Our backbone with the rows of `table`; the others as they were. float32, frozen."""
-    backbone = ResNet(depth, name="backbone")
+def loaded(table, weights, depth, **options):
+    """(our backbone with the rows of `table`, {path: variable} that no row is for)."""
+    backbone = ResNet(depth, name="backbone", **options)
     backbone(keras.Input((64, 64, 3)))
     variables = {variable.path: variable for variable in backbone.variables}
     for row in table.rows:
@@ -184,13 +184,8 @@ class TestKerasApplications:
         weights = imagenet.variables_of(applications)
         table = imagenet.keras_applications(with_backbone(norm_epsilon=1.001e-5), weights)
         assert unmatched(table, weights) == (set(), set(), set())
-        backbone, left = loaded(table, weights, "resnet50")
+        backbone, left = loaded(table, weights, "resnet50", stride_in_1x1=True, epsilon=1.001e-5)
         assert not left
-        blocks = [block for stage in (backbone.c2, backbone.c3, backbone.c4, backbone.c5) for block in stage]
-        for conv in [backbone.stem, *(c for b in blocks for c in [*b.convs, b.shortcut] if c is not None)]:
-            conv.normalization.epsilon = 1.001e-5
-        for stage in (backbone.c3, backbone.c4, backbone.c5):  # stride in the first 1x1
-            stage[0].convs[0].strides, stage[0].convs[1].strides = 2, 1
         image = np.random.default_rng(1).normal(size=(1, 64, 96, 3)).astype(np.float32)
         last = [f"conv{stage}_block{count}_out" for stage, count in R50_BLOCKS.items()]
         expected = keras.Model(applications.input, [applications.get_layer(name).output for name in last])(

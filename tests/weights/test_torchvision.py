@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_mrcnn import config
+from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import torchvision
 from keras_mrcnn.weights.tables import number_of_classes
 
@@ -39,7 +40,6 @@ MODELS = {
         {"masks": False, "keypoint_convs": 2},
     ),
 }
-BUILT = ("tv_maskrcnn_r50_fpn", "tv_fasterrcnn_r50_fpn", "tv_keypointrcnn_r50_fpn", "tv_small")
 
 
 @pytest.fixture(params=MODELS)
@@ -99,10 +99,8 @@ def test_shapes(model):
         assert array.dtype == np.float32
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", MODELS)
 def test_targets_are_the_variables_of_the_model(name, shared):
-    from keras_mrcnn.model import MaskRCNN
-
     model_config, table, parameters, classes = opened(name, shared)
     built = MaskRCNN(model_config, [str(index) for index in range(classes)])
     variables = {v.path: tuple(v.shape) for v in built.variables if "seed_generator" not in v.path}
