@@ -36,7 +36,7 @@ ARROWS = {
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
     "serving": ("model", "config", "geometry"),
-    "weights": ("model", "config", "__version__"),
+    "weights": ("model", "config", "geometry", "data.images", "results", "roi", "__version__"),
 }
 TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}
 NUMPY_ONLY = ("config", "geometry.masks", "evaluation", "results", "visualize")
