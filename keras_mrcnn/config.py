@@ -247,11 +247,7 @@ def load(source, overrides=()):
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     merged = _merge(merged, content, str(path))
-    for override in overrides:
-        if "=" not in override:
-            raise ValueError(f"An override has the form section.key=value. Received: {override!r}")
-        merged = _merge(merged, OmegaConf.from_dotlist([override]), f"override {override!r}")
-    config = OmegaConf.to_object(merged)
+    config = OmegaConf.to_object(_override(merged, overrides))
     check(config)
     return config
 
@@ -273,6 +269,21 @@ def model_from_dict(values):
         ValueError: an unknown key, or a value of the wrong type.
     """
     model = OmegaConf.to_object(_merge(OmegaConf.structured(Model), OmegaConf.create(values), "model config"))
+    check(Config(model=model))
+    return model
+
+
+def override(model, overrides):
+    """A `Model` config with changes.
+
+    Args:
+        model: `Model`; stays as it is.
+        overrides: strings `section.key=value`, as `backbone.frozen_stages=3`.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type or not one of the choices.
+    """
+    model = OmegaConf.to_object(_override(OmegaConf.structured(model), overrides))
     check(Config(model=model))
     return model
 
@@ -361,6 +372,14 @@ def _merge(base, new, where):
     except omegaconf.errors.OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         raise ValueError(f"Wrong value for `{error.full_key}` in {where}: {message}") from None
+
+
+def _override(node, overrides):
+    for given in overrides:
+        if "=" not in given:
+            raise ValueError(f"An override has the form section.key=value. Received: {given!r}")
+        node = _merge(node, OmegaConf.from_dotlist([given]), f"override {given!r}")
+    return node
 
 
 def _keys(node, prefix=""):

@@ -175,6 +175,47 @@ class MaskRCNN(keras.Model):
                 )
         return results
 
+    @classmethod
+    def from_preset(cls, source, num_classes=None, categories=None, like=None, overrides=(), **options):
+        """A model with weights from elsewhere and the rules that they were trained with.
+
+        Args:
+            source: the name of published weights (`mrcnn presets` lists them), which are downloaded once; a
+                file of such weights, with `like`; a `.keras` file; a folder of `save_to_preset`;
+                `hf://owner/repository[/file]`; `kaggle://owner/model/framework/variation`.
+            num_classes: int, classes of the new model, without background; the layers that know classes
+                are then initialised anew and named.
+            categories: their names (or `Category`s) instead.
+            like: the name of the published weights whose rules and names a file follows.
+            overrides: strings `section.key=value` that change `config.Model`, as "backbone.frozen_stages=3".
+            **options: of `MaskRCNN`: seed, dtype, name.
+
+        Returns:
+            `MaskRCNN`. What was loaded is printed: `loaded 307/307`, and what was not.
+
+        Raises:
+            ValueError: an unknown name (with the nearest ones), or the weights do not fit; all that does not
+                is listed.
+            ConnectionError: the file could not be fetched; the message says which file to put where.
+        """
+        from keras_mrcnn.weights import sourced
+
+        model, report = sourced.from_preset(source, num_classes, categories, like, overrides, **options)
+        print(f"{source}: {report}")
+        return model
+
+    def save_to_preset(self, folder):
+        """Write a folder that `from_preset` reads: `config.json` and `model.weights.h5`."""
+        from keras_mrcnn.weights import sources
+
+        sources.save_to_preset(self, folder)
+
+    def load_backbone(self, source):
+        """Weights of an ImageNet classifier into the backbone: see `weights.sourced.load_backbone`."""
+        from keras_mrcnn.weights import sourced
+
+        return sourced.load_backbone(self, source)
+
     def load_weights(self, filepath, **options):
         """Load a `.weights.h5` or `.keras` file, all of it or nothing.
 
