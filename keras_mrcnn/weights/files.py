@@ -159,7 +159,7 @@ def _run(machine, file, size):
     except DAMAGE as error:
         if isinstance(error, Refused):
             raise
-        if isinstance(error, UnicodeDecodeError):
+        if isinstance(error, UnicodeDecodeError) and error.encoding == "ascii":
             raise Refused("It is a text pickle of Python 2. Write it again with protocol 2.") from error
         if file.tell() >= size:
             raise Refused("It ends in the middle of its pickle: it was cut off. Fetch it again.") from error
@@ -276,6 +276,12 @@ def _read_zip(file, size):
         ) from error
     with archive:
         members = {member.filename: member for member in archive.infolist()}
+        for member in archive.infolist():
+            expect(0 <= member.header_offset < size, "every entry of the archive")
+            expect(
+                member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+                "stored or deflated entries",
+            )
         check_room(sum(member.file_size for member in archive.infolist()), size)
         folders = [name[: -len("/data.pkl")] for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(folders) == 1:

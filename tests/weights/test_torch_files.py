@@ -148,6 +148,18 @@ class TestTorch:
         with pytest.raises(ValueError, match="storage 0 as long as its record"):
             read_weights(torch_zip(tmp_path / "w.pth", members | {"views_zip/data/0": record}))
 
+    def test_entry_outside_of_the_file(self, tmp_path):
+        # the directory's own offset, moved by 2**31, moves every entry before the start of the file
+        data = bytearray(torch_zip(tmp_path / "w.pth", members_of(FILES / "views_zip.pth")).read_bytes())
+        data[data.rindex(b"PK\x05\x06") + 19] |= 0x80
+        with pytest.raises(ValueError, match="Expected every entry of the archive in it"):
+            read_weights(write(tmp_path / "w.pth", data))
+
+    def test_unusual_compression(self, tmp_path):
+        path = torch_zip(tmp_path / "w.pth", members_of(FILES / "views_zip.pth"), zipfile.ZIP_BZIP2)
+        with pytest.raises(ValueError, match="stored or deflated"):
+            read_weights(path)
+
     def test_missing_record(self, tmp_path):
         members = members_of(FILES / "views_zip.pth")
         del members["views_zip/data/0"]
