@@ -45,7 +45,6 @@ ARROWS = {
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
-    "weights": ("model", "config"),
     "serving": ("model", "config", "geometry"),
     "weights": ("model", "config", "geometry", "data.images", "results", "roi", "__version__"),
 }

@@ -127,7 +127,8 @@ class _Comparison:
         self.about = golden.about["cases"][case]
         self.images = golden.each(f"{case}/images")
         self.stations = []
-        self.inputs = self._network_frame()
+        edges = (self.about["short_edge"], self.about["long_edge"]) if "short_edge" in self.about else None
+        self.inputs = network_inputs(self.images, edges, model.config.input.resize)
         sizes = [image.shape[:2] for image in self.images]
         resized = not np.array_equal(sizes, self.inputs["image_sizes"])
         pyramid = self._features(RESIZED_MAPS if resized else MAPS)
@@ -135,16 +136,6 @@ class _Comparison:
         self._box_head(pyramid)
         self._mask_head(pyramid)
         self._detections()
-
-    def _network_frame(self):
-        if "short_edge" in self.about:
-            edges = self.about["short_edge"], self.about["long_edge"]
-            return network_frame(self.images, config.Input(*edges, resize=self.model.config.input.resize))
-        sizes = np.array([image.shape[:2] for image in self.images], np.int32)
-        frame = np.zeros([len(sizes), *sizes.max(axis=0), 3], np.uint8)
-        for row, image in zip(frame, self.images, strict=True):
-            row[: image.shape[0], : image.shape[1]] = image
-        return {"images": frame, "image_sizes": sizes}
 
     def note(self, name, error, limit, unit):
         self.stations.append(Station(name, float(error), limit, unit))
@@ -265,6 +256,17 @@ class _Comparison:
                 rles = ours.rles()
                 worst = _worst_mask([rles[i] for i in mine], [pasted[image][j] for j in their])
                 self.note(name.format("masks"), worst, MASK_DIFFERENCE, "1 - IoU")
+
+
+def network_inputs(images, edges, rule):
+    """The model's inputs: images resized to (short edge, long edge), or as they are when `edges` is None."""
+    if edges:
+        return network_frame(images, config.Input(*edges, resize=rule))
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    frame = np.zeros([len(sizes), *sizes.max(axis=0), 3], np.uint8)
+    for row, image in zip(frame, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return {"images": frame, "image_sizes": sizes}
 
 
 def _channels_first(features):

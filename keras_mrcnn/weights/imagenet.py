@@ -73,8 +73,9 @@ def folded(config):
 def keras_applications(config, weights):
     """Table of `keras.applications.ResNet50` and `ResNet101` (not V2, which normalises before convolving).
 
-    Their convolutions have biases, which ours have not: they go into the mean, mean - bias. The names are the
-    model's own variable paths (`variables_of`), or those of the published `.h5` files.
+    They take BGR (`preprocess_input`, mode "caffe"): the stem is turned. Their convolutions have biases, which
+    ours have not: they go into the mean, mean - bias. The names are the model's own variable paths
+    (`variables_of`), or those of the published `.h5` files.
 
     Args:
         config: a `config.Model`; right with `backbone.stride_in_1x1` true and `norm_epsilon` 1.001e-5.
@@ -93,7 +94,8 @@ def keras_applications(config, weights):
                 f"Expected the bias `{name}`: each convolution of keras.applications.ResNet50 or ResNet101 "
                 f"has one. Received: {len(weights)} names without it"
             )
-        rows += _keras_rows(conv, layer, weights, _less(weights[name]))
+        kernel = _from_bgr if conv.part == "stem" else tables.same
+        rows += _keras_rows(conv, layer, weights, kernel, _less(weights[name]))
     return Table(rows, ("*_conv/bias", "*_conv/bias:0", "predictions/*"))
 
 
@@ -148,8 +150,12 @@ def _keras_name(weights, layer, kind):
     return old if old in weights else f"{layer}/{kind}"
 
 
-def _keras_rows(conv, layer, weights, mean=tables.same):
-    rows = [Row(f"{conv.ours}/kernel", _keras_name(weights, f"{layer}_conv", "kernel"), tables.same)]
+def _from_bgr(array):
+    return tables.same(array)[:, :, ::-1]
+
+
+def _keras_rows(conv, layer, weights, kernel=tables.same, mean=tables.same):
+    rows = [Row(f"{conv.ours}/kernel", _keras_name(weights, f"{layer}_conv", "kernel"), kernel)]
     for kind in NORM:
         name = _keras_name(weights, f"{layer}_bn", kind)
         convert = mean if kind == "moving_mean" else tables.same

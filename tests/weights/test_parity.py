@@ -1,0 +1,258 @@
+"""The proof of the numbers: with the same weights, the same as torchvision and detectron2 at every station.
+
+Those in `tests/golden` run anywhere; the others when the shared folder is there.
+"""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pycocotools import mask as coco_mask
+
+import keras_mrcnn.model
+from keras_mrcnn import config
+from keras_mrcnn.data.masks import object_crop
+from keras_mrcnn.geometry import boxes as box_ops
+from keras_mrcnn.model import MaskRCNN
+from keras_mrcnn.weights import detectron2, presets, torchvision
+from keras_mrcnn.weights.certificate import Golden, certify, network_inputs
+from keras_mrcnn.weights.load import load_table
+from tests.golden import filling
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+HERE = ["tv_mini", "tv_small", "tv_maskrcnn_r50_fpn_v2", "d2_maskrcnn_r50_fpn"]
+SHARED = ["tv_maskrcnn_r50_fpn", "d2_maskrcnn_r101_fpn"]
+PRESETS = {
+    "tv_maskrcnn_r50_fpn": "torchvision/mask_rcnn_r50_fpn",
+    "tv_maskrcnn_r50_fpn_v2": "torchvision/mask_rcnn_r50_fpn_v2",
+    "d2_maskrcnn_r50_fpn": "detectron2/mask_rcnn_r50_fpn_3x",
+    "d2_maskrcnn_r101_fpn": "detectron2/mask_rcnn_r101_fpn_3x",
+}
+SMALL = {  # what the small models have instead of torchvision's published one
+    "tv_mini": [
+        "backbone.blocks=[1,1,2,1]",
+        "box_head.units=128",
+        "mask_head.convs=2",
+        "mask_head.channels=64",
+    ],
+    "tv_small": ["backbone.name=resnet18"],
+}
+LOSSES = {
+    "rpn_objectness": ("loss_objectness", "loss_rpn_cls"),
+    "rpn_box": ("loss_rpn_box_reg", "loss_rpn_loc"),
+    "class": ("loss_classifier", "loss_cls"),
+    "box": ("loss_box_reg",),
+    "mask": ("loss_mask",),
+}
+
+
+class Reference:
+    """One golden file, and our model with its weights."""
+
+    def __init__(self, name, folder):
+        self.name = name
+        self.spec = json.loads((folder / f"{name}.json").read_text())
+        with np.load(folder / f"{name}.npz") as file:
+            self.arrays = {key: file[key] for key in file.files}
+        self.of_torchvision = name.startswith("tv_")
+        settings, num_classes = self._settings()
+        weights = filling.state(self.spec)
+        self.model = MaskRCNN(settings, [f"class {index}" for index in range(num_classes)])
+        if self.of_torchvision:
+            self.table = torchvision.detector(settings, num_classes, names=weights)
+        else:
+            self.table = detectron2.detector(settings, num_classes)
+        self.report = load_table(self.model, weights, self.table, name)
+
+    def _settings(self):
+        """The config of the published preset: parity proves what `from_preset` builds."""
+        settings = presets.preset_model(PRESETS.get(self.name, "torchvision/mask_rcnn_r50_fpn"))[0]
+        overrides = ["backbone.frozen_stages=0", "proposals.post_nms_train=300"]
+        if self.name.endswith("_v2"):  # the reference's training case uses the running statistics
+            overrides += [
+                f"{station}.norm=frozen" for station in ("backbone", "fpn", "box_head", "mask_head")
+            ]
+        about = self.spec["config"]
+        if self.name in SMALL:
+            overrides += [*SMALL[self.name], f"backbone.norm_epsilon={about['norm_eps']}"]
+            overrides += [f"detections.max_detections={about['box_detections_per_img']}"]
+            overrides += [f"proposals.post_nms_test={about['rpn_post_nms_top_n']['testing']}"]
+        if self.of_torchvision:
+            return config.override(settings, overrides), about["num_classes_with_background"] - 1
+        return config.override(settings, overrides), about["num_classes_without_background"]
+
+    def images(self, case):
+        return [filling.image(*size_and_seed) for size_and_seed in self.spec["cases"][case]["images"]]
+
+    def golden(self):
+        """The cases of inference, with their images."""
+        arrays, cases = dict(self.arrays), {}
+        for case, about in self.spec["cases"].items():
+            if not case.startswith("train"):
+                arrays |= {f"{case}/images/{i}": image for i, image in enumerate(self.images(case))}
+                names = {"min_size": "short_edge", "max_size": "long_edge", "output_sizes": "output_sizes"}
+                cases[case] = {ours: about[theirs] for theirs, ours in names.items() if theirs in about}
+        about = {"arrays": self.spec["arrays"], "cases": cases, "rle": self.spec["rle"]}
+        about["background_first"] = self.of_torchvision
+        about["channels"] = "RGB" if self.of_torchvision else "BGR"
+        return Golden(arrays, about)
+
+
+@pytest.fixture(scope="module", params=HERE + SHARED)
+def ours(request):
+    name = request.param
+    folder = GOLDEN if name in HERE else request.getfixturevalue("shared") / "parity" / "models"
+    yield Reference(name, folder)
+    keras.backend.clear_session()
+
+
+def test_everything_is_loaded(ours):
+    weights = [row for row in ours.spec["params"] if not row[0].endswith("num_batches_tracked")]
+    assert str(ours.report) == f"loaded {len(weights)}/{len(weights)}"
+
+
+def test_every_station(ours):
+    compared = certify(ours.model, ours.golden())
+    assert set(compared) == {case for case in ours.spec["cases"] if not case.startswith("train")}
+    for case, stations in compared.items():
+        wrong = [str(station) for station in stations if not station.passed]
+        assert not wrong, "\n".join([f"{ours.name}, case {case}:", *wrong])
+        names = " ".join(station.name for station in stations)
+        assert len(stations) > 30
+        for name in ("input/tensor", "body/c5", "fpn/p6", "rpn/decoded/p6", "rpn/proposals", "box/pooled"):
+            assert name in names
+        for name in ("box/head", "box/class_logits", "box/box_regression", "mask/logits/0", "det/masks/0"):
+            assert name in names
+
+
+def training_batch(ours, case):
+    """Inputs and targets of a training case, as our pipeline makes them."""
+    about, images = ours.spec["cases"][case], ours.images(case)
+    edges = (about["min_size"], about["max_size"]) if "min_size" in about else None
+    inputs = network_inputs(images, edges, ours.model.config.input.resize)
+    most = max(1, *(len(target["boxes"]) for target in about["targets"]))
+    targets = {
+        "boxes": np.zeros([len(images), most, 4], np.float32),
+        "classes": np.zeros([len(images), most], np.int32),
+        "valid": np.zeros([len(images), most], bool),
+        "masks": np.zeros([len(images), most, 112, 112], np.uint8),
+        "has_mask": np.ones([len(images), most], bool),
+    }
+    for row, (image, target) in enumerate(zip(images, about["targets"], strict=True)):
+        height, width = image.shape[:2]
+        scale = inputs["image_sizes"][row] / [height, width]
+        masks = filling.ellipses(height, width, target["boxes"])
+        for place, (box, label, mask) in enumerate(
+            zip(target["boxes"], target["labels"], masks, strict=True)
+        ):
+            targets["boxes"][row, place] = np.float32(box) * scale[[1, 0, 1, 0]]
+            targets["classes"][row, place] = label - ours.of_torchvision
+            targets["valid"][row, place] = True
+            rle = coco_mask.encode(np.asfortranarray(mask))
+            targets["masks"][row, place] = object_crop(rle, np.float64(box))
+    return inputs, targets
+
+
+def evenly(counts=None):
+    """The references' deterministic choice: of n candidates, those at i * n // k.
+
+    Args:
+        counts: {most that may be chosen: k of each image}; without it as many as there are.
+    """
+
+    def choose(mask, size):
+        mask = mask.numpy()
+        size = min(size, mask.shape[1])
+        indices, chosen = np.zeros([len(mask), size], np.int32), np.zeros([len(mask), size], bool)
+        for row, candidates in enumerate(map(np.flatnonzero, mask)):
+            k = counts[size][row] if counts else min(size, len(candidates))
+            indices[row, :k] = candidates[np.arange(k) * len(candidates) // max(k, 1)]
+            chosen[row, :k] = True
+        return tf.constant(indices), tf.constant(chosen)
+
+    return choose
+
+
+def with_stored_masks(ours, case):
+    """`mask_targets` of which the masks are the reference's own."""
+    own = keras_mrcnn.model.mask_targets
+
+    def mask_targets(regions, *arguments):
+        classes, masks, has_mask = own(regions, *arguments)
+        boxes, _, foreground, _ = (part.numpy() for part in regions)
+        stored, place = np.array(masks), 0
+        for image, row in enumerate(foreground):
+            labels = ours.arrays[f"{case}/roi/labels/{image}"]
+            positive = labels > 0 if ours.of_torchvision else labels < ours.spec["config"]["background_index"]
+            theirs = ours.arrays[f"{case}/roi/proposals/{image}"][positive]
+            overlap = box_ops.iou(boxes[image][row], theirs).numpy()
+            assert overlap.max(axis=1).min(initial=1) > 0.98
+            for best in overlap.argmax(axis=1):
+                stored[place] = ours.arrays[f"{case}/mask/targets/{image}"][best]
+                place += 1
+        return classes, stored, has_mask
+
+    return mask_targets
+
+
+def step(ours, case):
+    """Our named losses, and their sum's gradients by the path of the variable."""
+    inputs, targets = training_batch(ours, case)
+    sampled = ours.spec["cases"][case]["sampled"]
+    ours.model.rpn_targets.choose = evenly({128: [s[0] for s in sampled], 256: [s[1] for s in sampled]})
+    ours.model.roi_sampling.choose = evenly()
+    with tf.GradientTape() as tape:
+        losses = ours.model.compute_losses(inputs, targets, training=True)
+        total = sum(losses.values())
+    variables = ours.model.trainable_variables
+    gradients = zip((variable.path for variable in variables), tape.gradient(total, variables), strict=True)
+    return {name: float(loss) for name, loss in losses.items()}, dict(gradients)
+
+
+def assert_losses(losses, theirs, rtol, **closer):
+    for name, loss in losses.items():
+        expected = next(theirs[their] for their in LOSSES[name] if their in theirs)
+        assert loss == pytest.approx(expected, rel=closer.get(name, rtol), abs=1e-9), name
+
+
+def test_training_step(ours, monkeypatch):
+    """Losses, gradient norms and values, with the reference's mask targets."""
+    monkeypatch.setattr(keras_mrcnn.model, "mask_targets", with_stored_masks(ours, "train"))
+    losses, gradients = step(ours, "train")
+    assert_losses(losses, ours.spec["train_losses"], 1e-4)
+    rows = {row.theirs: row for row in ours.table.rows}
+    norms = {
+        name: norm for name, norm in ours.spec["train_grad_norms"].items() if rows[name].ours in gradients
+    }
+    assert len(norms) > 50
+    for name, norm in norms.items():
+        assert float(tf.norm(gradients[rows[name].ours])) == pytest.approx(norm, rel=1e-2), name
+    for key, values in ours.arrays.items():
+        name = key.removeprefix("train/grad/")
+        if name != key and name in norms:
+            gradient = first_values(gradients[rows[name].ours].numpy(), rows[name], len(values))
+            if gradient is not None:
+                np.testing.assert_allclose(gradient, values, rtol=0, atol=2e-2 * np.abs(values).max())
+
+
+def first_values(gradient, row, count):
+    """The first values of a gradient in PyTorch's layout; None where the classes are ordered otherwise."""
+    if row.ours.startswith(("box_head/fc1", "box_head/classes", "box_head/deltas", "mask_head/logits")):
+        return None
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[gradient.ndim]
+    turned = gradient.transpose(axes)
+    if row.ours == "backbone/stem/kernel" and not np.array_equal(
+        row.convert(np.arange(3.0).reshape(1, 3, 1, 1)).ravel(), [0, 1, 2]
+    ):
+        turned = turned[:, ::-1]
+    return turned.ravel()[:count]
+
+
+def test_training_step_with_our_own_mask_targets(ours):
+    """Ours are cut from a 112 x 112 crop of each object, theirs from the whole image: 0.2 % of the loss."""
+    for case in [case for case in ours.spec["cases"] if case.startswith("train")]:
+        theirs = ours.spec["train_losses"] if case == "train" else ours.spec["train_losses_more"][case]
+        assert_losses(step(ours, case)[0], theirs, 1e-4, mask=2e-3)
