@@ -12,7 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from keras_mrcnn.weights.pickles import Bounded, Machine, Refused, Tensor, storage_of, widen
+from keras_mrcnn.weights.pickles import Bounded, Global, Machine, Refused, Tensor, storage_of, widen
 
 REAL_DTYPES = ["float64", "float32", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "bool"]
 
@@ -116,11 +116,13 @@ class TestTensors:
 
     def test_view_of_a_part_of_a_storage(self):
         # legacy files before 2017: the part of three values from the second on; of it the last two
-        got = storage_of(("storage", run(program(name("torch", "LongStorage"))), "7", "cpu", 6, ("8", 2, 3)))
+        got = storage_of(("storage", Global("LongStorage"), "7", "cpu", 6, ("8", 2, 3)))
         assert (got.start, got.count, got.total) == (2, 3, 6)
         np.testing.assert_array_equal(Tensor(got, 1, (2,), (1,)).numpy(np.arange(6)), [3, 4])
         with pytest.raises(Refused, match="inside its storage"):
             Tensor(got, 2, (2,), (1,))
+        with pytest.raises(Refused, match="view inside its storage"):
+            storage_of(("storage", Global("LongStorage"), "7", "cpu", 6, ("8", 2, 5)))
 
     @pytest.mark.parametrize(
         "offset, size, stride",
@@ -345,8 +347,6 @@ class TestHostileState:
 
 
 class TestBombs:
-    """Small files that ask for much memory, much time or a deep stack."""
-
     @pytest.mark.parametrize(
         "opcodes",
         [
@@ -388,7 +388,7 @@ class TestBombs:
         assert isinstance(run(program(b"]q\x00", doubled)), list)
         assert time.process_time() - start < 5
 
-    @pytest.mark.parametrize("cut", [1, 5, 40, 100])
+    @pytest.mark.parametrize("cut", [1, 40, 100])
     def test_cut_off(self, cut):
         data = pickle.dumps({"a": np.arange(50)}, protocol=4)
         with pytest.raises(ValueError):
