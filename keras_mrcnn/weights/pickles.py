@@ -9,6 +9,7 @@ import dataclasses
 import math
 import pickletools
 import re
+import sys
 
 import numpy as np
 
@@ -244,7 +245,8 @@ def find(module, name):
     expect(isinstance(module, str) and isinstance(name, str), "text as the name of a global")
     if (module, name) in GLOBALS:
         return Global(name, GLOBALS[module, name])
-    asked = f"`{module[:100]}.{name[:100]}`"
+    asked = f"`{ascii(f'{module[:100]}.{name[:100]}')[1:-1]}`"
+    of_python = module.split(".")[0] in sys.stdlib_module_names
     save = "save the arrays alone: `torch.save(model.state_dict(), path)`"
     if (module, name) == ("torch.storage", "_load_from_bytes"):
         raise Refused(
@@ -253,7 +255,7 @@ def find(module, name):
         )
     if module in ("torch", "torch._utils", "torch._tensor"):
         raise Refused(f"It holds {asked}, which is no dense tensor of real numbers. In torch, {save}.")
-    if name.rpartition(".")[2][:1].isupper():
+    if not of_python and name.rpartition(".")[2][:1].isupper():
         raise Refused(
             f"It is a pickle that holds an object of class {asked}, probably a whole model or the settings "
             f"of a training; expected arrays only. Nothing was executed. Where that class is at home, {save}."

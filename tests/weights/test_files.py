@@ -154,6 +154,7 @@ class TestHdf5:
             file["conv1/conv1/kernel:0"] = CUBE
             file["rpn_model/rpn_conv_shared/bias:0"] = LINE[:3]
             file["note"] = "text"
+            file["names"] = ["more", "text"]
         expected = {"conv1/conv1/kernel:0": CUBE, "rpn_model/rpn_conv_shared/bias:0": LINE[:3]}
         assert_same(read_weights(tmp_path / "w.h5"), expected)
 
@@ -212,6 +213,7 @@ def checkpoint(tmp_path):
         kernel=tf.Variable(CUBE),
         half=tf.Variable(tf.cast(GRID, tf.bfloat16)),
         step=tf.Variable(7, dtype=tf.int64),
+        names=tf.Variable(["some", "text"]),
     )
     return pathlib.Path(variables.write(str(tmp_path / "checkpoint_folder" / "model.ckpt-7")))
 

@@ -12,6 +12,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -83,6 +84,12 @@ def large_tensor(count):
     view = b"K\x00" + struct.pack("<Bi", 0x4A, count) + b"\x85K\x01\x85"
     hooks = b"ccollections\nOrderedDict\n)R"
     return b"\x80\x02}U\x01actorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"\x89" + hooks + b"tRs."
+
+
+def legacy(program, keys, count, memory):
+    """The bytes of a legacy file with one storage."""
+    start = [pickle.dumps(item, 2) for item in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    return b"".join([*start, program, pickle.dumps(keys, 2), struct.pack("<q", count), memory])
 
 
 class TestTorch:
@@ -177,6 +184,22 @@ class TestTorch:
         for other in (0, 23, 2**60):
             with pytest.raises(ValueError, match="as long as its record"):
                 read_weights(write(tmp_path / "w.pth", data.replace(count, struct.pack("<q", other))))
+
+    def test_legacy_storage_that_claims_more_than_the_file_has(self, tmp_path):
+        path = write(tmp_path / "w.pth", legacy(large_tensor(2**31 - 1), ["0"], 2**31 - 1, b"\0" * 16))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="middle of its tensors: it was cut off"):
+            read_weights(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20
+
+    @pytest.mark.parametrize("keys", [["0", "0"], [], ["1"], ["0", "1"], [0], "0"])
+    def test_legacy_list_of_storages(self, tmp_path, keys):
+        path = write(tmp_path / "w.pth", legacy(large_tensor(2), ["0"], 2, struct.pack("<2f", 1, 2)))
+        assert read_weights(path)["a"].tolist() == [1, 2]
+        with pytest.raises(ValueError, match="Expected .* storages"):
+            read_weights(write(path, legacy(large_tensor(2), keys, 2, struct.pack("<2f", 1, 2) * 2)))
 
     def test_expanded_bomb(self, tmp_path):
         # three values, each shown 4 times, become three values, each shown 10**9 times: 12 GB from 4 kB
