@@ -1,4 +1,4 @@
-"""The command line: `mrcnn check | train | eval | predict | export | shapes`.
+"""The command line: `mrcnn check | train | eval | predict | export | presets | convert | shapes`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -249,6 +249,64 @@ def export(model, folder):
 
     export_saved_model(load_model(model), folder)
     click.echo(f"SavedModel, float32, signature serving_default(images, image_sizes) -> {folder}")
+
+
+@main.command()
+def presets():
+    """List the published weights that `from_preset` and `convert` know by name."""
+    from keras_mrcnn.weights.presets import preset_table
+
+    click.echo(preset_table())
+
+
+@main.command()
+@click.argument("weights")
+@click.argument("output", type=click.Path())
+@click.option(
+    "--like", help="The published weights (see `mrcnn presets`) whose rules and names a file follows."
+)
+@click.option("--verify", help="A golden file (.npz), or `torch` to run torchvision beside.")
+@click.option("--set", "overrides", multiple=True, help="Change the model: section.key=value.")
+def convert(weights, output, like, verify, overrides):
+    """Make a model of WEIGHTS (a name, a file, hf://...): OUTPUT is a .keras file or a folder.
+
+    With --verify every station is compared with a reference, and nothing is written if one differs.
+    """
+    from keras_mrcnn.weights import certificate, sourced
+
+    model, report = sourced.from_preset(weights, like=like, overrides=overrides)
+    click.echo(f"{weights}: {report}")
+    if verify:
+        golden = _torch_golden(model, weights, like) if verify == "torch" else certificate.Golden.load(verify)
+        differing = 0
+        for case, stations in certificate.certify(model, golden).items():
+            click.echo(f"{case}:")
+            for station in stations:
+                click.echo(f"  {station}")
+                differing += not station.passed
+        if differing:
+            raise click.ClickException(f"{differing} stations differ. Nothing was written.")
+    if output.endswith(".keras"):
+        model.save(output)
+    else:
+        model.save_to_preset(output)
+    click.echo(f"-> {output}")
+
+
+def _torch_golden(model, weights, like):
+    """torchvision on two made-up pictures, at half the model's size: enough to see a difference."""
+    import numpy as np
+
+    from keras_mrcnn import config as configs
+    from keras_mrcnn.data.shapes import draw_image
+    from keras_mrcnn.weights import sources
+    from keras_mrcnn.weights.files import read_weights
+    from keras_mrcnn.weights.torch_reference import torchvision_golden
+
+    random = np.random.default_rng(0)
+    images = [draw_image(size, 8, random)[0] for size in ((240, 320), (300, 200))]
+    smaller = configs.override(model.config, ["input.short_edge=400", "input.long_edge=666"])
+    return torchvision_golden(like or weights, read_weights(sources.resolve(weights)), smaller, images)
 
 
 @main.command()

@@ -73,8 +73,8 @@ def folded(config):
 def keras_applications(config, weights):
     """Table of `keras.applications.ResNet50` and `ResNet101` (not V2, which normalises before convolving).
 
-    They take BGR (`preprocess_input`, mode "caffe"): the stem is turned. Their convolutions have biases, which
-    ours have not: they go into the mean, mean - bias. The names are the model's own variable paths
+    They take BGR (`preprocess_input`, mode "caffe"): the stem is turned. Their convolutions have biases,
+    which ours have not: they go into the mean, mean - bias. The names are the model's own variable paths
     (`variables_of`), or those of the published `.h5` files.
 
     Args:

@@ -1,6 +1,6 @@
 """Weights, images and targets of the golden files, made by rule: nothing of them is stored.
 
-A stream of 64-bit integers belongs to each name. Modulo 2**64, value i (from 0) is `mix(key + (i + 1) * STEP)`
+Each name has a stream of 64-bit integers. Value i (from 0) is `mix(key + (i + 1) * STEP)` modulo 2**64,
 with `mix` the output function of SplitMix64 and `key = mix((seed << 32) + crc32(name))`. From integers to
 floats only multiplications, divisions, square roots and casts lead, so every machine makes the same.
 """
