@@ -1,0 +1,55 @@
+"""Fine-tune on your own photographs from ImageNet weights, and see what the weights are worth.
+
+    python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --weights resnet18.pth
+    python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --from-scratch     # the same budget
+
+The settings are those for `fruits_nuts`, 12 + 6 photographs of dates, figs and hazelnuts; change them in
+configs/fruits_nuts_r18_fpn.yaml, or at the end of the line: training.epochs=200 model.backbone.name=resnet50.
+"""
+
+import click
+import keras
+
+from keras_mrcnn import CocoEvaluator, MaskRCNN, config, evaluation_dataset, load_coco, training_dataset
+from keras_mrcnn.evaluation import format_table
+from keras_mrcnn.training import callbacks, schedule
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.argument("train")
+@click.argument("val")
+@click.argument("images")
+@click.argument("overrides", nargs=-1)
+@click.option("--weights", help="ImageNet ResNet: torchvision .pth, MSRA .pkl, .npz.")
+@click.option("--from-scratch", is_flag=True)
+@click.option("--output", default="finetuned", show_default=True)
+def main(train, val, images, overrides, weights, from_scratch, output):
+    if from_scratch == bool(weights):
+        raise click.UsageError("Give either --weights FILE or --from-scratch.")
+    settings = config.load("fruits_nuts_r18_fpn", overrides)
+    if from_scratch:  # nothing to keep: everything learns at the full rate, with statistics of its own
+        settings.model.backbone.norm, settings.model.backbone.frozen_stages = "batch", 0
+        settings.training.learning_rate_factors = {}
+    keras.utils.set_random_seed(settings.training.seed)
+    learn = load_coco(train, images)
+    valid = load_coco(val, images, categories=learn.categories)
+    print(learn.summary(), valid.summary(), sep="\n")
+
+    model = MaskRCNN(settings.model, learn.categories, seed=0, dtype=settings.training.precision)
+    if not from_scratch:
+        report = model.load_backbone(weights)
+        print(f"Backbone: {len(report.loaded)} weights loaded, {len(report.initialised)} new")
+    batches = training_dataset(learn.records, settings.data, settings.model.input)
+    model.compile(schedule.optimizer(settings.training, steps_per_epoch=len(batches)))
+
+    scored = evaluation_dataset(valid.records, settings.data, settings.model.input)
+    before = callbacks.score(model, scored, valid.records, CocoEvaluator(valid))
+    model.fit(batches, epochs=settings.training.epochs, verbose=2)
+    after = callbacks.score(model, scored, valid.records, CocoEvaluator(valid))
+    print("Before:", format_table(before), "After:", format_table(after), sep="\n")
+    model.save(f"{output}.keras")
+    model.detect(valid.records[0].path).above(0.5).save(f"{output}.png")
+
+
+if __name__ == "__main__":
+    main()
