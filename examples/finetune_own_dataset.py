@@ -15,7 +15,7 @@ from keras_mrcnn.evaluation import format_table
 from keras_mrcnn.training import callbacks, schedule
 
 
-@click.command(help=__doc__.splitlines()[0])
+@click.command()
 @click.argument("train")
 @click.argument("val")
 @click.argument("images")
@@ -24,6 +24,7 @@ from keras_mrcnn.training import callbacks, schedule
 @click.option("--from-scratch", is_flag=True)
 @click.option("--output", default="finetuned", show_default=True)
 def main(train, val, images, overrides, weights, from_scratch, output):
+    """Learn from TRAIN.json, score on VAL.json (both COCO, of files in IMAGES) before and after."""
     if from_scratch == bool(weights):
         raise click.UsageError("Give either --weights FILE or --from-scratch.")
     settings = config.load("fruits_nuts_r18_fpn", overrides)
@@ -35,7 +36,9 @@ def main(train, val, images, overrides, weights, from_scratch, output):
     valid = load_coco(val, images, categories=learn.categories)
     print(learn.summary(), valid.summary(), sep="\n")
 
-    model = MaskRCNN(settings.model, learn.categories, seed=0, dtype=settings.training.precision)
+    model = MaskRCNN(
+        settings.model, learn.categories, seed=settings.training.seed, dtype=settings.training.precision
+    )
     if not from_scratch:
         report = model.load_backbone(weights)
         print(f"Backbone: {len(report.loaded)} weights loaded, {len(report.initialised)} new")
