@@ -36,9 +36,7 @@ def main(train, val, images, overrides, weights, from_scratch, output):
     valid = load_coco(val, images, categories=learn.categories)
     print(learn.summary(), valid.summary(), sep="\n")
 
-    model = MaskRCNN(
-        settings.model, learn.categories, seed=settings.training.seed, dtype=settings.training.precision
-    )
+    model = MaskRCNN(settings.model, learn.categories, dtype=settings.training.precision)
     if not from_scratch:
         report = model.load_backbone(weights)
         print(f"Backbone: {len(report.loaded)} weights loaded, {len(report.initialised)} new")
