@@ -45,7 +45,7 @@ def main(train, val, images, overrides, weights, from_scratch, output):
 
     scored = evaluation_dataset(valid.records, settings.data, settings.model.input)
     before = callbacks.score(model, scored, valid.records, CocoEvaluator(valid))
-    model.fit(batches, epochs=settings.training.epochs, verbose=2)
+    model.fit(batches, epochs=settings.training.epochs, shuffle=False, verbose=2)
     after = callbacks.score(model, scored, valid.records, CocoEvaluator(valid))
     print("Before:", format_table(before), "After:", format_table(after), sep="\n")
     model.save(f"{output}.keras")
