@@ -1,10 +1,12 @@
 """Fine-tune on your own photographs from ImageNet weights, and see what the weights are worth.
 
-    python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --weights resnet18.pth
-    python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --from-scratch     # the same budget
+    python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --weights WEIGHTS
+    python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --from-scratch
 
-The settings are those for `fruits_nuts`, 12 + 6 photographs of dates, figs and hazelnuts; change them in
-configs/fruits_nuts_r18_fpn.yaml, or at the end of the line: training.epochs=200 model.backbone.name=resnet50.
+WEIGHTS is a file, or a name to download, as torchvision/resnet18_imagenet_v1. The settings are those of
+configs/fruits_nuts_r18_fpn.yaml: the stem and C2 stay (model.backbone.frozen_stages), the rest of the backbone
+learns at a tenth of the rate (training.learning_rate_factors). Change them at the end of the line:
+training.epochs=200 model.backbone.frozen_stages=3.
 """
 
 import click
@@ -20,7 +22,7 @@ from keras_mrcnn.training import callbacks, schedule
 @click.argument("val")
 @click.argument("images")
 @click.argument("overrides", nargs=-1)
-@click.option("--weights", help="ImageNet ResNet: torchvision .pth, MSRA .pkl, .npz.")
+@click.option("--weights", help="Name or file of a ResNet that knows ImageNet.")
 @click.option("--from-scratch", is_flag=True)
 @click.option("--output", default="finetuned", show_default=True)
 def main(train, val, images, overrides, weights, from_scratch, output):
