@@ -4,9 +4,9 @@
     python examples/finetune_own_dataset.py TRAIN.json VAL.json IMAGES/ --from-scratch
 
 WEIGHTS is a file, or a name to download, as torchvision/resnet18_imagenet_v1. The settings are those of
-configs/fruits_nuts_r18_fpn.yaml: the stem and C2 stay (model.backbone.frozen_stages), the rest of the backbone
-learns at a tenth of the rate (training.learning_rate_factors). Change them at the end of the line:
-training.epochs=200 model.backbone.frozen_stages=3.
+configs/fruits_nuts_r18_fpn.yaml: the stem and C2 stay (model.backbone.frozen_stages), the backbone learns at
+a tenth of the rate (training.learning_rate_factors). Change them at the end of the line, as in
+`training.epochs=200 model.backbone.frozen_stages=3`.
 """
 
 import click
