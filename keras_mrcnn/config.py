@@ -178,6 +178,7 @@ class Training:
     epochs: int = 12
     optimizer: str = "sgd"  # sgd: momentum 0.9 and L2 | adamw: decoupled weight decay
     learning_rate: float = 0.0025  # at the end of the warm-up
+    learning_rate_factors: dict[str, float] = field(default_factory=dict)  # by how variables' paths begin
     weight_decay: float = 1e-4
     clip_norm: float = 0.0  # largest global gradient norm; 0: no clipping
     warmup_steps: int = 1000  # linear, from a thousandth of the learning rate
