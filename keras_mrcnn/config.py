@@ -186,6 +186,7 @@ class Training:
     decay_epochs: list[int] = _list(8, 11)
     precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
     weights: str = ""  # .weights.h5 or .keras file to start from; all of it must fit
+    backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file
     evaluate_every: int = 1  # epochs between COCO scores on the validation set
     seed: int = 0
     output: str = "runs/mask_rcnn"  # folder of checkpoints, logs and scores
