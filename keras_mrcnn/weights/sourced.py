@@ -3,6 +3,7 @@
 import keras
 
 from keras_mrcnn import config as configs
+from keras_mrcnn.backbones.resnet import DEPTHS
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import detectron2, imagenet, presets, sources, tables, torchvision
 from keras_mrcnn.weights.files import read_weights
@@ -114,7 +115,7 @@ def _backbone_table(config, weights):
 
 
 def _check_rules(config, rules, source):
-    if not tables.BLOCKS[config.backbone.name][1]:  # basic blocks have no 1x1 convolution
+    if not DEPTHS[config.backbone.name][1]:  # basic blocks have no 1x1 convolution
         rules = {key: value for key, value in rules.items() if key != "backbone.stride_in_1x1"}
     wrong = []
     for key, value in rules.items():
