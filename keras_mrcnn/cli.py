@@ -177,6 +177,7 @@ def _compiled_model(config, categories, steps, checkpoint):
         elif training.backbone:
             click.echo(f"{training.backbone}: {model.load_backbone(training.backbone)}")
         model.compile(schedule.optimizer(training, steps))
+        model.optimizer.build(model.trainable_variables)  # wrong learning_rate_factors are told at once
     if training.optimizer == "sgd":
         schedule.regularize(model, training.weight_decay)
     return model
