@@ -278,14 +278,16 @@ def convert(weights, output, like, verify, overrides):
     click.echo(f"{weights}: {report}")
     if verify:
         golden = _torch_golden(model, weights, like) if verify == "torch" else certificate.Golden.load(verify)
-        differing = 0
+        differing = []
         for case, stations in certificate.certify(model, golden).items():
             click.echo(f"{case}:")
             for station in stations:
                 click.echo(f"  {station}")
-                differing += not station.passed
+            differing += [f"{station.name} of {case}" for station in stations if not station.passed]
         if differing:
-            raise click.ClickException(f"{differing} stations differ. Nothing was written.")
+            raise click.ClickException(
+                f"{len(differing)} stations differ, {differing[0]} first. Nothing was written."
+            )
     if output.endswith(".keras"):
         model.save(output)
     else:

@@ -4,9 +4,18 @@ import difflib
 import fnmatch
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
-MOST_LISTED = 20  # of each kind of misfit
+MOST_LISTED = 20  # of each kind of misfit, and of what was initialised anew
+PLAIN = {  # how `conv_norm` initialises what names no initializer
+    "kernel": "N(0, 2 / fan_out)",
+    "bias": "zeros",
+    "gamma": "ones",
+    "beta": "zeros",
+    "moving_mean": "zeros",
+    "moving_variance": "ones",
+}
 
 
 class Report(NamedTuple):
@@ -17,8 +26,9 @@ class Report(NamedTuple):
 
     def __str__(self):
         total = len(self.loaded) + len(self.initialised)
-        anew = [f"\n  anew: {path} ({how})" for path, how in self.initialised.items()]
-        return f"loaded {len(self.loaded)}/{total}" + "".join(anew)
+        lines = [f"loaded {len(self.loaded)}/{total}"]
+        anew = [f"  initialised anew: {path}, {how}" for path, how in self.initialised.items()]
+        return "\n".join(lines + _cut(anew))
 
 
 def load_table(model, weights, table, source, anew=()):
@@ -39,7 +49,7 @@ def load_table(model, weights, table, source, anew=()):
             know, a shape differs, or the model has a variable that the table does not fill; all are listed
             and the model is as before.
     """
-    variables = {variable.path: variable for variable in model.variables if _is_weight(variable)}
+    variables = {variable.path: variable for variable in model.variables if is_weight(variable)}
     left = [path for path in variables if path.startswith(tuple(anew))] if anew else []
     rows = [row for row in table.rows if row.ours not in left]
     misfits, arrays = _misfits(rows, weights, variables, left)
@@ -90,13 +100,17 @@ def _explain(misfits, source, fitting, total):
     lines = [f"{source} does not fit this model, and nothing was loaded: {fitting} of {total} fit."]
     for kind, found in misfits.items():
         lines.append(f"{kind}: {len(found)}")
-        lines += [f"  {line}" for line in found[:MOST_LISTED]]
-        if len(found) > MOST_LISTED:
-            lines.append(f"  ... and {len(found) - MOST_LISTED} more")
+        lines += _cut([f"  {line}" for line in found])
     return "\n".join(lines)
 
 
-def _is_weight(variable):
+def _cut(lines):
+    more = [f"  ... and {len(lines) - MOST_LISTED} more"] if len(lines) > MOST_LISTED else []
+    return lines[:MOST_LISTED] + more
+
+
+def is_weight(variable):
+    """Whether a variable is learned or measured; the states of random generators are not."""
     return "seed_generator" not in variable.path
 
 
@@ -106,9 +120,14 @@ def _initializer(model, path):
         for variable in layer._trainable_variables + layer._non_trainable_variables:
             if variable.path == path:
                 given = getattr(layer, f"{variable.name}_initializer", None)
-                if given is None:
-                    return "zeros" if variable.name == "bias" else "N(0, 2 / fan_out)"
-                values = {name: value for name, value in given.get_config().items() if name != "seed"}
-                inside = ", ".join(f"{name}={value}" for name, value in values.items())
-                return f"{type(given).__name__}({inside})"
+                return PLAIN[variable.name] if given is None else _described(given)
     raise KeyError(path)
+
+
+def _described(initializer):
+    """An initializer with its numbers: "RandomNormal(mean=0.0, stddev=0.01)", "zeros"."""
+    initializer = keras.initializers.get(initializer)
+    numbers = {name: value for name, value in initializer.get_config().items() if name != "seed"}
+    if not numbers:
+        return type(initializer).__name__.lower()
+    return f"{type(initializer).__name__}({', '.join(f'{name}={value}' for name, value in numbers.items())})"
