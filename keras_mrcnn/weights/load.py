@@ -52,11 +52,13 @@ def load_table(model, weights, table, source, anew=()):
     variables = {variable.path: variable for variable in model.variables if is_weight(variable)}
     left = [path for path in variables if path.startswith(tuple(anew))] if anew else []
     rows = [row for row in table.rows if row.ours not in left]
-    misfits, arrays = _misfits(rows, weights, variables, left)
     known = {row.theirs for row in table.rows}
-    for name in weights:
-        if name not in known and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored):
-            misfits.setdefault("unexpected in the file", []).append(f"{name} {weights[name].shape}")
+    unexpected = [
+        name
+        for name in weights
+        if name not in known and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
+    ]
+    misfits, arrays = _misfits(rows, weights, variables, left, unexpected)
     if misfits:
         raise ValueError(_explain(misfits, source, len(arrays), len(variables) - len(left)))
     for path, array in arrays.items():
@@ -64,36 +66,42 @@ def load_table(model, weights, table, source, anew=()):
     return Report(list(arrays), {path: _initializer(model, path) for path in left})
 
 
-def _misfits(rows, weights, variables, left):
+def _misfits(rows, weights, variables, left, unexpected):
     """Lists of what does not fit by kind, and the converted arrays of what does by path."""
-    misfits, arrays = {}, {}
+    missing, misshapen, foreign, arrays = [], [], [], {}
     for row in rows:
-        if row.theirs is not None and row.theirs not in weights:
-            near = difflib.get_close_matches(row.theirs, weights, n=1)
-            hint = f" (the file has {near[0]})" if near else ""
-            misfits.setdefault("missing in the file", []).append(f"{row.theirs}, for {row.ours}{hint}")
-            continue
-        given = None if row.theirs is None else weights[row.theirs]
         if row.ours not in variables:
-            misfits.setdefault("not in the model", []).append(f"{row.ours}, of {row.theirs}")
-            continue
-        expected = tuple(variables[row.ours].shape)
-        try:
-            array = row.convert(given)
-            fits = array.shape == expected
-        except ValueError:
-            fits = False
-        if fits:
-            arrays[row.ours] = array
+            foreign.append(f"{row.ours}, of {row.theirs}")
+        elif row.theirs is not None and row.theirs not in weights:
+            near = _nearest(row.theirs, unexpected) if len(missing) < MOST_LISTED else ""
+            missing.append(f"{row.theirs}, for {row.ours}{near}")
         else:
-            misfits.setdefault("of another shape", []).append(
-                f"{row.theirs} {np.shape(given)}, which does not make {row.ours} {expected}"
-            )
+            given, expected = weights.get(row.theirs), tuple(variables[row.ours].shape)
+            try:
+                array = row.convert(given)
+                fits = array.shape == expected
+            except ValueError:
+                fits = False
+            if fits:
+                arrays[row.ours] = array
+            else:
+                misshapen.append(f"{row.theirs} {np.shape(given)}, does not make {row.ours} {expected}")
     filled = {row.ours for row in rows}
-    for path in variables:
-        if path not in filled and path not in left:
-            misfits.setdefault("filled by nothing", []).append(path)
-    return misfits, arrays
+    found = {
+        "missing in the file": missing,
+        "unexpected in the file": [f"{name} {np.shape(weights[name])}" for name in unexpected],
+        "of another shape": misshapen,
+        "not in the model": foreign,
+        "in the model, but not of this kind of file": [
+            path for path in variables if path not in filled and path not in left
+        ],
+    }
+    return {kind: lines for kind, lines in found.items() if lines}, arrays
+
+
+def _nearest(name, unexpected):
+    near = difflib.get_close_matches(name, unexpected, n=1)
+    return f" (the file has {near[0]})" if near else ""
 
 
 def _explain(misfits, source, fitting, total):

@@ -93,7 +93,8 @@ def _own_model(path):
     else:
         raise ValueError(
             f"{path} does not say which model it is for. Give `like`, the name of the published weights "
-            "whose rules and names it follows, as like='torchvision/mask_rcnn_r50_fpn'; `mrcnn presets` lists them."
+            "whose rules and names it follows: like='torchvision/mask_rcnn_r50_fpn', or another that "
+            "`mrcnn presets` lists."
         )
     read_weights(weights)  # says what is wrong with a file that is damaged or something else
     model = MaskRCNN(settings, categories)
