@@ -8,10 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mrcnn import config
 from keras_mrcnn.data.records import Category
 from keras_mrcnn.model import MaskRCNN
-from keras_mrcnn.weights import imagenet, presets, sources
+from keras_mrcnn.weights import presets, sources
 from tests.golden import filling
 from tests.weights import tiny
 from tests.weights.tiny import DETECTRON2, NAMES, TORCHVISION, values
@@ -74,7 +73,6 @@ class TestTorchvision:
         assert (model.config.backbone.frozen_stages, model.config.detections.max_detections) == (5, 3)
         assert (model.name, model.seed) == ("mine", 4)
         assert not model.backbone.trainable_variables
-        assert model.predict_on_batch(tiny.inputs())["boxes"].shape == (1, 3, 4)
         with pytest.raises(ValueError, match="Did you mean `backbone.frozen_stages`"):
             MaskRCNN.from_preset(TORCHVISION, overrides=["backbone.frozen_stage=5"])  # before the download
 
@@ -82,7 +80,6 @@ class TestTorchvision:
         "new, names",
         [
             ({"num_classes": 2}, ["class 1", "class 2"]),
-            ({"categories": ["circle", {"id": 5, "name": "square"}]}, ["circle", "square"]),
             ({"categories": NAMES[::-1]}, NAMES[::-1]),
         ],
     )
@@ -98,32 +95,29 @@ class TestTorchvision:
         fc = state["roi_heads.box_head.fc7.weight"]
         np.testing.assert_array_equal(found["box_head/fc2/kernel"], fc.T)
 
-    @pytest.mark.parametrize(
-        "same", [{"num_classes": 3}, {"categories": NAMES}, {"categories": [Category(n, n) for n in NAMES]}]
-    )
-    def test_the_same_classes_stay(self, file, capsys, same):
-        model = MaskRCNN.from_preset(file, like=TORCHVISION, **same)
+    def test_the_same_classes_stay(self, file, capsys):
+        same = [NAMES[0], {"id": 1, "name": NAMES[1]}, Category(1, NAMES[2])]
+        model = MaskRCNN.from_preset(file, like=TORCHVISION, categories=same)
         assert reported(capsys) == [f"{file}: loaded 96/96"]
         assert [category.name for category in model.categories] == NAMES
 
     @pytest.mark.parametrize(
-        "given, names",
+        "given, names, line",
         [
-            ({}, ["class 1", "class 2"]),
-            ({"num_classes": 2}, ["class 1", "class 2"]),
-            ({"categories": ["circle", "square"]}, ["circle", "square"]),
+            ({}, ["class 1", "class 2"], "loaded 96/96"),
+            ({"categories": ["circle", "square"]}, ["circle", "square"], "loaded 96/96"),
+            ({"categories": NAMES}, NAMES, "loaded 90/96"),
         ],
     )
-    def test_a_fine_tuned_file_keeps_its_own_classes(self, tmp_path, capsys, given, names):
+    def test_a_fine_tuned_file_keeps_its_own_classes(self, tmp_path, capsys, given, names, line):
         arrays = tiny.state(num_classes=2)
         file = tiny.write(tmp_path / "mine.npz", arrays)
         model = MaskRCNN.from_preset(file, like=TORCHVISION, **given)
-        assert reported(capsys) == [f"{file}: loaded 96/96"]
+        assert reported(capsys)[0] == f"{file}: {line}"
         assert [category.name for category in model.categories] == names
-        bias = arrays["roi_heads.mask_predictor.mask_fcn_logits.bias"]
-        np.testing.assert_array_equal(values(model)["mask_head/logits/bias"], bias[1:])
-        again = MaskRCNN.from_preset(file, like=TORCHVISION, categories=NAMES)
-        assert len(again.categories) == 3 and "loaded 90/96" in reported(capsys)[0]
+        if names is not NAMES:
+            bias = arrays["roi_heads.mask_predictor.mask_fcn_logits.bias"]
+            np.testing.assert_array_equal(values(model)["mask_head/logits/bias"], bias[1:])
 
     def test_what_does_not_fit_is_listed_and_no_model_comes_out(self, tmp_path, state):
         arrays = {f"module.{name}": array for name, array in state.items()}
@@ -138,26 +132,24 @@ class TestTorchvision:
         ]
         assert "  ... and 76 more" in lines and len(lines) == 1 + 2 * 22
 
-    def test_a_hostile_classifier_makes_no_giant(self, tmp_path, state):
+    @pytest.mark.parametrize("shape", [(10**6, 1), ()])
+    def test_a_hostile_classifier_makes_no_giant(self, tmp_path, state, shape):
         name = "roi_heads.box_predictor.cls_score.weight"
-        for array in (np.zeros([10**6, 1]), np.zeros([4]), np.zeros([]), np.zeros([1, 8]), np.zeros([0, 8])):
-            file = tiny.write(tmp_path / "w.npz", {**state, name: array.astype(np.float32)})
-            with pytest.raises(ValueError, match=f"of another shape: 1\n  {name}"):
-                MaskRCNN.from_preset(file, like=TORCHVISION)
+        file = tiny.write(tmp_path / "w.npz", {**state, name: np.zeros(shape, np.float32)})
+        with pytest.raises(ValueError, match=f"of another shape: 1\n  {name}"):
+            MaskRCNN.from_preset(file, like=TORCHVISION)
 
 
 def test_detectron2(tmp_path, capsys):
     arrays = tiny.state(DETECTRON2)
     file = tiny.write(tmp_path / "model_final.pkl", {**arrays, "pixel_mean": np.zeros(3)})
-    model = MaskRCNN.from_preset(str(file), like=DETECTRON2)
+    model = MaskRCNN.from_preset(str(file), like=DETECTRON2, num_classes=3)
     assert reported(capsys) == [f"{file}: loaded 96/96"]
     found = values(model)
     stem = arrays["backbone.bottom_up.stem.conv1.weight"]  # BGR
     np.testing.assert_array_equal(found["backbone/stem/kernel"], stem[:, ::-1].transpose(2, 3, 1, 0))
     logits = arrays["roi_heads.box_predictor.cls_score.weight"]  # background last, as ours
     np.testing.assert_array_equal(found["box_head/classes/kernel"], logits.T)
-    with pytest.raises(ValueError, match="missing in the file: "):
-        MaskRCNN.from_preset(file, like=TORCHVISION)
 
 
 def test_a_published_model_in_its_real_size(monkeypatch, tmp_path, capsys):
@@ -178,56 +170,58 @@ def test_a_published_model_in_its_real_size(monkeypatch, tmp_path, capsys):
     np.testing.assert_array_equal(found["backbone/c5_block3/conv3/normalization/moving_variance"], variance)
 
 
-class TestOwnFiles:
-    @pytest.fixture(scope="class")
-    def model(self, file):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(presets, "preset_model", tiny.preset_model)
-            return MaskRCNN.from_preset(file, like=TORCHVISION)
+@pytest.fixture(scope="module")
+def model(file):
+    """It has an optimizer with momentum, as after training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "preset_model", tiny.preset_model)
+        made = MaskRCNN.from_preset(file, like=TORCHVISION)
+    made.compile(keras.optimizers.SGD(0.01, momentum=0.9))
+    made.optimizer.build(made.trainable_variables)
+    return made
 
-    @pytest.fixture(params=["folder", "model.keras"])
-    def saved(self, request, model, tmp_path):
-        path = tmp_path / request.param
-        if path.suffix:
-            model.save(path)
-        else:
-            model.save_to_preset(path)
+
+@pytest.fixture
+def kept(model, tmp_path):
+    """Writes the model as a folder or as a file."""
+
+    def write(kind):
+        path = tmp_path / kind
+        (model.save if path.suffix else model.save_to_preset)(path)
         return path
 
-    def test_round_trip(self, model, saved, capsys):
-        again = MaskRCNN.from_preset(saved)
-        assert reported(capsys) == [f"{saved}: loaded 96/96"]
+    return write
+
+
+class TestOwnFiles:
+    @pytest.mark.parametrize("kind", ["folder", "model.keras"])
+    def test_round_trip(self, model, kept, kind, capsys):
+        path = kept(kind)
+        again = MaskRCNN.from_preset(path)
+        assert reported(capsys) == [f"{path}: loaded 96/96"]
         assert again.config == model.config
         assert [vars(c) for c in again.categories] == [vars(c) for c in model.categories]
-        before, after = (m.predict_on_batch(tiny.inputs()) for m in (model, again))
+        before, after = (m(tiny.inputs(), training=False) for m in (model, again))
         assert before["num_detections"][0] > 0
         for name, value in before.items():
             np.testing.assert_array_equal(after[name], value)
 
-    def test_new_classes(self, model, saved, capsys):
-        again = MaskRCNN.from_preset(saved, num_classes=1, overrides=["backbone.norm=batch"])
-        assert reported(capsys)[0] == f"{saved}: loaded 90/96"
+    def test_new_classes(self, model, kept, capsys):
+        path = kept("model.keras")
+        again = MaskRCNN.from_preset(path, num_classes=1, overrides=["backbone.norm=batch"])
+        assert reported(capsys)[0] == f"{path}: loaded 90/96"
         assert again.config.backbone.norm == "batch" and model.config.backbone.norm == "frozen"
         before, after = values(model), values(again)
         changed = {path.rsplit("/", 1)[0] for path in before if not np.array_equal(before[path], after[path])}
         assert changed == {"box_head/classes", "box_head/deltas", "mask_head/logits"}
 
-    def test_another_architecture_does_not_fit(self, saved):
-        with pytest.raises(ValueError, match=r"of another shape: 2\n  box_head/fc1/kernel \(392, 8\)"):
-            MaskRCNN.from_preset(saved, overrides=["box_head.units=9", "box_head.fcs=1"])
-
-    def test_after_training(self, model, tmp_path, capsys):
-        trained = MaskRCNN(model.config, NAMES)
-        trained.compile(keras.optimizers.SGD(0.0, momentum=0.9))
-        boxes = {"boxes": np.float32([[[8, 8, 40, 40]]]), "classes": np.zeros([1, 1], np.int32)}
-        masks = {"masks": np.ones([1, 1, 28, 28], np.float32), "has_mask": np.ones([1, 1], bool)}
-        trained.train_on_batch(tiny.inputs(), {**boxes, **masks, "valid": np.ones([1, 1], bool)})
-        trained.save(tmp_path / "trained.keras")
-        again = MaskRCNN.from_preset(tmp_path / "trained.keras")
-        assert "loaded 96/96" in reported(capsys)[-1]
-        for path, value in values(trained).items():
-            if path in values(again):
-                np.testing.assert_array_equal(values(again)[path], value, path)
+    def test_another_architecture_does_not_fit(self, kept):
+        path = kept("folder")
+        with pytest.raises(ValueError) as error:
+            MaskRCNN.from_preset(path, overrides=["box_head.units=9", "box_head.fcs=1"])
+        lines = str(error.value).splitlines()
+        assert lines[0] == f"{path} does not fit this model, and nothing was loaded: 90 of 94 fit."
+        assert lines[1] == "of another shape: 4" and lines[6] == "not in the model: 2" and len(lines) == 9
 
     def test_a_file_of_another_model(self, tmp_path):
         other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -302,9 +296,3 @@ class TestBackbonePresets:
         monkeypatch.setattr(sources, "resolve", lambda source: pytest.fail(f"{source} was fetched"))
         with pytest.raises(ValueError, match=f"{self.NAME} is a backbone and knows no classes"):
             MaskRCNN.from_preset(self.NAME)
-
-
-def test_variables_of_our_models_are_the_names_of_their_files(file):
-    model = MaskRCNN.from_preset(file, like=TORCHVISION)
-    assert set(values(model)) < set(imagenet.variables_of(model))
-    assert config.to_dict(model.config) == config.to_dict(tiny.preset_model(TORCHVISION)[0])

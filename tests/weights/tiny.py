@@ -36,16 +36,19 @@ def preset_model(name):
 
 
 @functools.cache
-def shapes(like, num_classes=3):
+def ours(num_classes):
+    """{path: shape} of the small model."""
+    model = MaskRCNN(preset_model(TORCHVISION)[0], [f"class {index}" for index in range(num_classes)])
+    return {variable.path: tuple(variable.shape) for variable in model.variables}
+
+
+def shapes(like, num_classes):
     """{name in the file: shape} of a detector that follows the published one `like`."""
-    settings = preset_model(like)[0]
-    model = MaskRCNN(settings, [f"class {index}" for index in range(num_classes)])
-    ours = {variable.path: tuple(variable.shape) for variable in model.variables}
     of_torchvision = like == TORCHVISION
-    table = (torchvision if of_torchvision else detectron2).detector(settings, num_classes)
+    table = (torchvision if of_torchvision else detectron2).detector(preset_model(like)[0], num_classes)
     found = {}
     for row in table.rows:
-        shape = list(reversed(ours[row.ours]))  # (rows, columns) of a kernel are equal
+        shape = list(reversed(ours(num_classes)[row.ours]))  # (rows, columns) of a kernel are equal
         if of_torchvision and row.ours.startswith(("box_head/deltas", "mask_head/logits")):
             shape[0] += 4 if "deltas" in row.ours else 1  # the background's
         found[row.theirs] = tuple(shape)
