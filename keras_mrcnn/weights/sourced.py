@@ -144,13 +144,13 @@ def load_backbone(model, source):
 
 def _load_backbone(part, config, weights, source):
     """Fills the backbone; `part` is it, or the whole model, of which the report then names the rest too."""
-    table, rules, anew = _backbone_table(config, weights)
+    table, rules, anew = _backbone_table(config, weights, source)
     _check_rules(config, rules, source)
     rest = [variable.path for variable in part.variables if not variable.path.startswith("backbone/")]
     return load_table(part, weights, table, source, (*anew, *rest))
 
 
-def _backbone_table(config, weights):
+def _backbone_table(config, weights, source):
     """The table for an ImageNet file, told by its names; its rules; what it does not hold."""
     if "conv1_w" in weights:
         return imagenet.caffe2(config, weights), MSRA, ()
@@ -160,7 +160,12 @@ def _backbone_table(config, weights):
         return imagenet.keras_hub(config), TORCH, ()
     if any(name.startswith("conv2_block1_1_conv") for name in weights):
         return imagenet.keras_applications(config, weights), KERAS, ()
-    return torchvision.resnet(config), TORCH, ()
+    if "conv1.weight" in weights:
+        return torchvision.resnet(config), TORCH, ()
+    raise ValueError(
+        f"{source} is no classifier that is known here: torchvision's and timm's ResNets, MSRA's, those of "
+        f"keras.applications and KerasHub. Received: {len(weights)} names, {', '.join(list(weights)[:3])} ..."
+    )
 
 
 def _check_rules(config, rules, source):
@@ -173,4 +178,6 @@ def _check_rules(config, rules, source):
         if given != value:
             wrong.append(f"model.{key} is {given}, these weights were trained with {value}")
     if wrong:
-        raise ValueError(f"{source} would load and detect nonsense; nothing was loaded. " + "; ".join(wrong))
+        raise ValueError(
+            f"{source} fits, but would detect nonsense, and nothing was loaded: " + "; ".join(wrong)
+        )
