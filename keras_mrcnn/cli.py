@@ -272,12 +272,17 @@ def convert(weights, output, like, verify, overrides):
 
     With --verify every station is compared with a reference, and nothing is written if one differs.
     """
-    from keras_mrcnn.weights import certificate, sourced
+    from keras_mrcnn.weights import certificate, sourced, torch_reference
 
+    golden = None
+    if verify == "torch":
+        torch_reference.import_torch()
+    elif verify:
+        golden = certificate.Golden.load(verify)
     model, report = sourced.from_preset(weights, like=like, overrides=overrides)
     click.echo(f"{weights}: {report}")
     if verify:
-        golden = _torch_golden(model, weights, like) if verify == "torch" else certificate.Golden.load(verify)
+        golden = golden or _torch_golden(model, weights, like)
         differing = []
         for case, stations in certificate.certify(model, golden).items():
             click.echo(f"{case}:")

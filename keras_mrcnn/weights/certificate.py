@@ -212,7 +212,9 @@ class _Comparison:
             deltas = np.pad(deltas, [[0, 0], [1, 0], [0, 0]])
             columns = slice(4, None)  # nobody reads their deltas of the background, and we have none
         self.compare("box/class_logits", logits, HEADS)
-        self.compare("box/box_regression", deltas.reshape(len(deltas), -1), HEADS, columns=columns)
+        self.compare(
+            "box/box_regression", deltas.reshape(len(deltas), 4 * deltas.shape[1]), HEADS, columns=columns
+        )
 
     def _mask_head(self, pyramid):
         boxes = self.golden.each(f"{self.case}/det/boxes_input")
@@ -252,9 +254,11 @@ class _Comparison:
                 paste=self.model.config.mask_head.paste,
             )
             pairs = _matches(ours, boxes[image], classes[image], scores[image])
-            most = max(len(ours), len(classes[image]), 1)
+            most = max(len(ours), len(classes[image]))
             name = f"det/{{}}/{image}"
-            self.note(name.format("unmatched"), 1 - len(pairs) / most, DETECTIONS_MISSED, "of all")
+            self.note(
+                name.format("unmatched"), (most - len(pairs)) / max(most, 1), DETECTIONS_MISSED, "of all"
+            )
             first = min(IN_ORDER, len(classes[image]))
             moved = np.sum(ours.classes[:first] != classes[image][:first]) if len(ours) >= first else first
             self.note(name.format("order"), moved, 0, f"of the first {first} classes elsewhere")

@@ -179,5 +179,6 @@ def _check_rules(config, rules, source):
             wrong.append(f"model.{key} is {given}, these weights were trained with {value}")
     if wrong:
         raise ValueError(
-            f"{source} fits, but would detect nonsense, and nothing was loaded: " + "; ".join(wrong)
+            f"{source} goes with other rules than this model's. It would detect nonsense, and nothing was "
+            "loaded: " + "; ".join(wrong)
         )
