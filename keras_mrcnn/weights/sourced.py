@@ -106,10 +106,16 @@ def _keras_file(path):
     """The config, the categories and the path of the weights of a `MaskRCNN` that was saved whole."""
     read_weights(path)
     with zipfile.ZipFile(path) as archive:
-        saved = json.loads(archive.read("config.json")) if "config.json" in archive.namelist() else {}
+        saved = json.loads(archive.read("config.json")) if "config.json" in archive.namelist() else None
+    saved = saved if isinstance(saved, dict) else {}
     if saved.get("registered_name") != keras.saving.get_registered_name(MaskRCNN):
-        raise ValueError(f"{path} is not a MaskRCNN of this package. Received: a {saved.get('class_name')}")
-    return configs.model_from_dict(saved["config"]["config"]), saved["config"]["categories"], path
+        kind = saved.get("class_name")
+        raise ValueError(f"{path} is not a MaskRCNN of this package. Received: a model of the class {kind}")
+    try:
+        given = saved["config"]
+        return configs.model_from_dict(given["config"]), given["categories"], path
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The model in {path} does not fit this version of keras_mrcnn: {error}") from error
 
 
 def _detector_table(family, config, num_classes, weights):

@@ -1,5 +1,6 @@
 """A Mask R-CNN small enough for tests, and weights for it as torchvision and detectron2 would write them."""
 
+import copy
 import functools
 import pickle
 
@@ -28,11 +29,16 @@ SMALL = [
 REAL = presets.preset_model
 
 
-def preset_model(name):
-    """The rules of a published model in a small architecture, with three classes."""
+@functools.cache
+def _small(name):
     settings, categories = REAL(name)
     known = [{"id": 7 + index, "name": word} for index, word in enumerate(NAMES)]
     return config.override(settings, SMALL), known if categories else []
+
+
+def preset_model(name):
+    """The rules of a published model in a small architecture, with three classes."""
+    return copy.deepcopy(_small(name))
 
 
 @functools.cache
