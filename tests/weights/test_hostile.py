@@ -50,16 +50,21 @@ def kept(tmp_path_factory):
 
 
 def refused(path, words, output, like=TORCHVISION):
-    """Both ways say no with `words`, without a traceback, and leave nothing behind."""
-    more = {"like": like} if like else {}
+    """Both ways say no with `words`."""
     with pytest.raises(ValueError, match=words) as error:
-        MaskRCNN.from_preset(path, **more)
+        MaskRCNN.from_preset(path, like=like)
     assert str(path) in str(error.value)
+    convert(path, output, like)
+
+
+def convert(path, output, like=TORCHVISION):
+    """`mrcnn convert` says no, without a traceback, and leaves nothing behind."""
     options = ["--like", like] if like else []
     result = CliRunner().invoke(main, ["convert", str(path), str(output / "out.keras"), *options])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert str(path) in result.output and "Traceback" not in result.output
     assert not (output / "out.keras").exists()
+    return result
 
 
 class Touch:
@@ -136,12 +141,15 @@ class TestFiles:
 
 def test_renamed_keys(tmp_path):
     path = tiny.write(tmp_path / "w.npz", {f"net.{name}": array for name, array in tiny.state().items()})
-    refused(path, "0 of 96 fit.\nmissing in the file: 96\n.*the file has net.backbone", tmp_path)
+    result = convert(path, tmp_path)
+    assert "0 of 96 fit.\nmissing in the file: 96\n" in result.output
+    assert "(the file has net.backbone.body.conv1.weight)" in result.output
 
 
 def test_the_weights_of_another_model(tmp_path):
     path = tiny.write(tmp_path / "w.npz", tiny.state(tiny.DETECTRON2))
-    refused(path, "of 96 fit.\nmissing in the file: ", tmp_path)
+    with pytest.raises(ValueError, match="of 96 fit.\nmissing in the file: "):
+        MaskRCNN.from_preset(path, like=TORCHVISION)
 
 
 class TestOwnFiles:

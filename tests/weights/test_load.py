@@ -118,6 +118,12 @@ def test_one_wrong_shape(head, file, name):
     assert lines[0].endswith("5 of 6 fit.") and len(lines) == 3
 
 
+def test_as_many_values_in_another_shape(head, file):
+    file["head.first.weight"] = file["head.first.weight"].reshape(6, 4, 3, 3)
+    file["head.last.weight"] = file["head.last.weight"].reshape(1, 4, 2, 1)
+    assert refusal(head, file)[1] == "of another shape: 2"
+
+
 def test_the_nearest_is_a_name_that_nothing_else_needs(head, file):
     # `head.up.bias` is nearer, but it is where it belongs
     file["module.head.first.bias"] = file.pop("head.first.bias")
