@@ -165,14 +165,17 @@ def _compiled_model(config, categories, steps, checkpoint):
     if checkpoint:
         model = keras.models.load_model(checkpoint)
     else:
-        if config.model.backbone.norm == "frozen" and not training.weights:
+        if config.model.backbone.norm == "frozen" and not (training.weights or training.backbone):
             raise ValueError(
-                "A frozen normalisation needs weights that were trained with it. Give training.weights=FILE, "
-                "or train from scratch with model.backbone.norm=group model.backbone.frozen_stages=0."
+                "A frozen normalisation needs weights that were trained with it. Give training.weights=FILE "
+                "or training.backbone=NAME (`mrcnn presets` lists them), or train from scratch with "
+                "model.backbone.norm=group model.backbone.frozen_stages=0."
             )
         model = MaskRCNN(config.model, categories, seed=training.seed, dtype=training.precision)
         if training.weights:
             model.load_weights(training.weights)
+        elif training.backbone:
+            click.echo(f"{training.backbone}: {model.load_backbone(training.backbone)}")
         model.compile(schedule.optimizer(training, steps))
     if training.optimizer == "sgd":
         schedule.regularize(model, training.weight_decay)

@@ -178,6 +178,7 @@ class Training:
     epochs: int = 12
     optimizer: str = "sgd"  # sgd: momentum 0.9 and L2 | adamw: decoupled weight decay
     learning_rate: float = 0.0025  # at the end of the warm-up
+    learning_rate_factors: dict[str, float] = field(default_factory=dict)  # by how variables' paths begin
     weight_decay: float = 1e-4
     clip_norm: float = 0.0  # largest global gradient norm; 0: no clipping
     warmup_steps: int = 1000  # linear, from a thousandth of the learning rate
@@ -185,6 +186,7 @@ class Training:
     decay_epochs: list[int] = _list(8, 11)
     precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
     weights: str = ""  # .weights.h5 or .keras file to start from; all of it must fit
+    backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file
     evaluate_every: int = 1  # epochs between COCO scores on the validation set
     seed: int = 0
     output: str = "runs/mask_rcnn"  # folder of checkpoints, logs and scores

@@ -93,7 +93,8 @@ for one, other in zip(whole.variables, halves.variables, strict=True):
 
 def test_resumed_run_equals_the_uninterrupted_one(shapes, tmp_path):
     # In a process of its own: determinism is a setting of the whole of TensorFlow.
-    config.save(settings(shapes, "unused", epochs=2, optimizer="adamw"), tmp_path / "config.yaml")
+    changes = {"epochs": 2, "optimizer": "adamw", "learning_rate_factors": {"backbone": 0.5}}
+    config.save(settings(shapes, "unused", **changes), tmp_path / "config.yaml")
     subprocess.run([sys.executable, "-c", RESUME, tmp_path / "config.yaml", tmp_path], check=True)
     assert (tmp_path / "halves" / "log.csv").read_text().count("\n") == 3
 

@@ -23,6 +23,16 @@ def test_the_defaults_are_the_papers():
     assert model.roi_align.sampling_ratio == 2
 
 
+def test_factors_of_the_learning_rate_are_a_dictionary(tmp_path):
+    overrides = ["training.learning_rate_factors.backbone=0.1", "training.learning_rate_factors={fpn/l: 2}"]
+    given = config.load("nuclei_r18_fpn", overrides)
+    assert given.training.learning_rate_factors == {"backbone": 0.1, "fpn/l": 2.0}
+    config.save(given, tmp_path / "own.yaml")
+    assert config.load(tmp_path / "own.yaml") == given
+    with pytest.raises(ValueError, match="Wrong value for `training.learning_rate_factors.fpn`"):
+        config.load("nuclei_r18_fpn", ["training.learning_rate_factors.fpn=slow"])
+
+
 def test_overrides_and_round_trip(tmp_path):
     given = config.load("nuclei_r18_fpn", ["data.batch_size=7", "model.anchors.sizes=[1,2,3,4,5]"])
     assert given.data.batch_size == 7

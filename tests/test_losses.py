@@ -51,6 +51,36 @@ class TestSigmoidCrossEntropy:
         np.testing.assert_allclose(value, [0.3 * math.log(4 / 3) + 0.7 * math.log(4)], rtol=1e-5)
 
 
+class TestSmoothL1:
+    def test_by_hand(self):
+        # beta 0.5: 0.5 * 0.2^2 / 0.5 = 0.04 inside, 2 - 0.25 = 1.75 outside, 0.25 where both meet
+        output = losses.smooth_l1(np.float32([0, 0.2, -0.2, 0.5, -2]), 0.5)
+        np.testing.assert_allclose(output, [0, 0.04, 0.04, 0.25, 1.75], rtol=1e-6)
+
+    @pytest.mark.parametrize("case", ["0.000", "0.111", "0.500", "1.000"])
+    def test_parity(self, shared, case):
+        data = np.load(shared / "parity/ops/losses.npz")
+        x = tf.constant(data[f"smooth_l1_{case}/x"])
+        beta = json.loads((shared / "parity/ops/losses.json").read_text())[f"smooth_l1_{case}"]["beta"]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = losses.smooth_l1(x, beta)
+        np.testing.assert_allclose(y, data[f"smooth_l1_{case}/y"], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(tape.gradient(y, x), data[f"smooth_l1_{case}/grad"], rtol=1e-5, atol=1e-6)
+
+    def test_parity_of_the_box_head(self, shared):
+        """torchvision: beta 1/9, background first, its deltas never read."""
+        data = np.load(shared / "parity/ops/losses.npz")
+        labels = data["fastrcnn/labels"]
+        deltas = tf.constant(data["fastrcnn/regression"].reshape(len(labels), -1, 4)[:, 1:])
+        with tf.GradientTape() as tape:
+            tape.watch(deltas)
+            loss = losses.box(deltas, data["fastrcnn/targets"], labels - 1, labels > 0, 1 / 9)
+        np.testing.assert_allclose(loss, data["fastrcnn/loss_box"], rtol=1e-5)
+        expected = data["fastrcnn/grad_regression"].reshape(len(labels), -1, 4)[:, 1:]
+        np.testing.assert_allclose(tape.gradient(loss, deltas), expected, atol=1e-6)
+
+
 class TestRPN:
     """Two images, levels of 3 and 2 anchors; the last place of the first sample is padding."""
 

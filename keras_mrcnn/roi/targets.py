@@ -67,7 +67,7 @@ def crop_masks(crops, true_boxes, rois, mask_size, soft=False):
         true_boxes: float32 `[N, 4]`, pixels.
         rois: float32 `[N, 4]`, pixels.
         mask_size: int, M.
-        soft: bool, keep fractions, as torchvision does.
+        soft: bool, keep fractions, and look half a pixel to the right and below, both as torchvision does.
 
     Returns:
         float32 `[N, M, M]`, RoIAlign of the mask; unless `soft`, 1 where that is at least one half, else 0.
@@ -77,6 +77,6 @@ def crop_masks(crops, true_boxes, rois, mask_size, soft=False):
     crops = ops.pad(ops.cast(crops, "float32"), [[0, 0], [1, 1], [1, 1]])[..., None]
     corner = ops.concatenate([true_boxes[:, :2], true_boxes[:, :2]], axis=1)
     extent = ops.concatenate([true_boxes[:, 2:], true_boxes[:, 2:]], axis=1) - corner
-    rois = (rois - corner) / ops.maximum(extent, 1e-3) * size + 1
+    rois = (rois + 0.5 * soft - corner) / ops.maximum(extent, 1e-3) * size + 1
     pooled = roi_align(crops, rois, ops.arange(ops.shape(crops)[0], dtype="int32"), mask_size, 1.0)
     return pooled[..., 0] if soft else ops.cast(pooled[..., 0] >= 0.5, "float32")

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_mrcnn.training.optimizers import SGD, AdamW
+
 WARMUP_START = 1e-3  # of the learning rate
 
 
@@ -56,27 +58,20 @@ def learning_rate(training, steps_per_epoch):
     return WarmUp(schedule, training.warmup_steps)
 
 
-@keras.saving.register_keras_serializable(package="keras_mrcnn")
-class AdamW(keras.optimizers.AdamW):
-    """AdamW that leaves biases and normalisations alone, also after loading: Keras saves no exceptions."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
-
-
 def optimizer(training, steps_per_epoch):
     """The Keras optimizer of a `config.Training`.
 
     "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw"
-    decays the kernels by itself. With mixed_float16 the loss is scaled, or small gradients vanish.
+    decays the kernels by itself. Both obey `learning_rate_factors`. With mixed_float16 the loss is scaled, or
+    small gradients vanish.
     """
     options = {
         "learning_rate": learning_rate(training, steps_per_epoch),
+        "learning_rate_factors": training.learning_rate_factors,
         "global_clipnorm": training.clip_norm or None,
     }
     if training.optimizer == "sgd":
-        chosen = keras.optimizers.SGD(momentum=0.9, **options)
+        chosen = SGD(momentum=0.9, **options)
     else:
         chosen = AdamW(weight_decay=training.weight_decay, **options)
     if training.precision == "mixed_float16":

@@ -1,11 +1,14 @@
 """Decoding, resizing and padding."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_mrcnn import config
 from keras_mrcnn.data import images
+from tests.golden import filling
 
 RANDOM = np.random.default_rng(0)
 
@@ -91,6 +94,11 @@ class TestNetworkSize:
             expected = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
             assert images.network_size(height, width, 800, 1333) == expected
 
+    def test_parity_of_both_rules(self, shared):
+        for row in np.load(shared / "parity/ops/resize.npz")["sizes_800_1333/table"].tolist():
+            assert images.network_size(*row[:2], 800, 1333) == tuple(row[2:4])
+            assert images.network_size(*row[:2], 800, 1333, "plain") == tuple(row[4:6])
+
 
 class TestResize:
     def test_halving_averages(self):
@@ -106,6 +114,22 @@ class TestResize:
             expected = pillow.fromarray(image).resize(size[::-1], pillow.Resampling.BILINEAR)
             difference = images.resize(image, size).numpy().astype(int) - np.asarray(expected).astype(int)
             assert np.abs(difference).max() <= 1
+
+    def test_plain_by_hand(self):
+        # 4 to 2 pixels: centres at 0.5 and 2.5 of the old, halfway between two neighbours, others not seen
+        image = np.repeat(np.uint8([[0, 10, 100, 255]])[..., None], 3, axis=2)
+        output = images.resize(image, (1, 2), "plain")
+        assert output.dtype == tf.float32
+        np.testing.assert_allclose(output[0, :, 0], [5, 177.5])
+
+    @pytest.mark.parametrize("case", ["tv0", "tv1", "tv2", "tv3"])
+    def test_plain_parity(self, shared, case):
+        data = np.load(shared / "parity/ops/resize.npz")
+        about = json.loads((shared / "parity/ops/resize.json").read_text())[case]
+        size = images.network_size(48, 61, about["min_size"], about["max_size"], "plain")
+        assert size == tuple(data[f"{case}/out_size"])
+        output = images.resize(filling.image(48, 61, 2022), size, "plain") / 255
+        np.testing.assert_allclose(output, data[f"{case}/output"], atol=1e-5)
 
     def test_the_same_size_is_the_same_image(self):
         image = pixels(9, 5, 3)

@@ -126,14 +126,22 @@ def test_the_grids_of_several_objects_are_refused():
 
 @pytest.mark.skipif(not PARITY.exists(), reason="the shared parity data are not here")
 @pytest.mark.parametrize("case", ["paste0", "paste1"])
-def test_detectron2_pixel_for_pixel(case):
+@pytest.mark.parametrize("source", ["d2", "tv"])
+def test_detectron2_and_torchvision_pixel_for_pixel(case, source):
     arrays = np.load(PARITY)
-    expected = np.unpackbits(arrays[f"{case}/d2_binary"], axis=-1)[..., :150].astype(bool)
-    pasted = [
-        masks.paste(grid, box, 120, 150)
-        for grid, box in zip(arrays[f"{case}/masks"], arrays[f"{case}/boxes"], strict=True)
-    ]
+    expected = np.unpackbits(arrays[f"{case}/{source}_binary"], axis=-1)[..., :150].astype(bool)
+    grids, boxes = arrays[f"{case}/masks"], arrays[f"{case}/boxes"]
+    if source == "tv":
+        boxes = [masks.widened(box, grids.shape[-1]) for box in boxes]
+    pasted = [masks.paste(grid, box, 120, 150) for grid, box in zip(grids, boxes, strict=True)]
     np.testing.assert_array_equal(pasted, expected)
+
+
+def test_widened_by_hand():
+    # 2 cells over [10, 20] are 5 wide; with one more on each side [5, 25]; these are 21 pixels, 5.25 a cell
+    np.testing.assert_allclose(masks.widened([10, 10, 20, 20], 2), [10.25, 10.25, 20.75, 20.75])
+    # [-2.5, 3.5] with 2 cells: [-5.5, 6.5], towards zero -5 and 6: 12 pixels, 3 a cell
+    np.testing.assert_allclose(masks.widened([-2.5, 0, 3.5, 1], 2)[[0, 2]], [-2, 4])
 
 
 def lengths_of(mask):

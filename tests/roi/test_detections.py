@@ -176,16 +176,25 @@ def test_unknown_sizes():
     assert scores.shape == classes.shape == valid.shape == (None, 9)
 
 
+@pytest.mark.parametrize("min_size, found", [(0.0, 3), (4.0, 2), (4.5, 1)])
+def test_least_size(min_size, found):
+    boxes = [[0, 0, 20, 20], [30, 0, 34, 20], [0, 30, 20, 33]]  # the shorter edges are 20, 4 and 3
+    layer = Detections(max_detections=9, min_size=min_size)
+    assert detect(layer, boxes, np.log([[6.0, 4.0]] * 3), np.zeros([3, 1, 4]), (50, 50))[3].sum() == found
+
+
 @pytest.mark.parametrize("case", ["det0", "det1", "det2"])
-def test_parity(shared, case):
+@pytest.mark.parametrize("prefix, min_size", [("d2_", 0.0), ("", 1e-2)])  # detectron2, torchvision
+def test_parity(shared, case, prefix, min_size):
     data = np.load(shared / "parity/ops/proposals.npz")
     about = json.loads((shared / "parity/ops/proposals.json").read_text())[case]
     layer = Detections(
-        about["score_thresh"], about["nms_thresh"], about["detections_per_img"], about["weights"]
+        about["score_thresh"], about["nms_thresh"], about["detections_per_img"], about["weights"], min_size
     )
     logits = np.roll(data[f"{case}/class_logits"], -1, 1)  # background is stored first
     deltas = data[f"{case}/box_regression"].reshape(len(logits), -1, 4)[:, 1:]
     boxes, scores, classes, valid = detect(layer, data[f"{case}/proposals"], logits, deltas, about["image"])
-    assert classes[valid].tolist() == data[f"{case}/d2_labels"].tolist()
-    np.testing.assert_allclose(scores[valid], data[f"{case}/d2_scores"], atol=1e-5)
-    np.testing.assert_allclose(boxes[valid], data[f"{case}/d2_boxes"], atol=1e-2)
+    first = 0 if prefix else 1  # torchvision counts classes from 1
+    assert classes[valid].tolist() == (data[f"{case}/{prefix}labels"] - first).tolist()
+    np.testing.assert_allclose(scores[valid], data[f"{case}/{prefix}scores"], atol=1e-5)
+    np.testing.assert_allclose(boxes[valid], data[f"{case}/{prefix}boxes"], atol=1e-2)

@@ -168,6 +168,12 @@ class TestCropMasks:
         assert (masks != expected).mean() < 0.01
         for mask, wanted in zip(masks, expected):
             assert not wanted.any() or (mask & wanted).sum() / (mask | wanted).sum() > 0.94
+        soft = crop_masks(
+            np.stack(crops)[matched], true_boxes, data[f"{case}/proposals"], about["size"], True
+        )
+        difference = np.abs(soft.numpy() - data[f"{case}/torchvision"])
+        assert difference.mean() < 0.01
+        assert 0.01 < ((soft.numpy() > 0.01) & (soft.numpy() < 0.99)).mean()
 
 
 class TestMaskTargets:

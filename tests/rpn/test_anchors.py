@@ -78,11 +78,29 @@ def test_mixed_precision_keeps_places_exact():
     np.testing.assert_array_equal(anchors[299], [299 * 4 - 5, -5, 299 * 4 + 5, 5])
 
 
-@pytest.mark.parametrize("case", ["d2_fpn0_offset0", "d2_fpn1_offset0", "d2_fpn2_offset0", "d2_fpn3_offset0"])
-def test_parity(shared, case):
+def test_rounded_corners_by_hand():
+    # 32 at ratio 0.5: 45.25 x 22.63, half of it 22.63 and 11.31; at ratio 1 16; at 2 the first turned
+    expected = [(-23, -11, 23, 11), (-16, -16, 16, 16), (-11, -23, 11, 23)]
+    assert cell_anchors(32, [0.5, 1.0, 2.0], rounded=True) == expected
+
+
+def test_fitted_strides_by_hand():
+    # 96 x 160: P5 is 3 x 5, P6 2 x 3, so 96 // 2 = 48 down and 160 // 3 = 53 across, and not 64
+    grids = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
+    anchors = Anchors(aspect_ratios=[1.0], fitted_strides=True)(zeros(*grids))
+    np.testing.assert_array_equal(anchors[4][1] - anchors[4][0], [53, 0, 53, 0])
+    np.testing.assert_array_equal(anchors[4][3] - anchors[4][0], [0, 48, 0, 48])
+    np.testing.assert_array_equal(anchors[3], Anchors(aspect_ratios=[1.0])(zeros(*grids))[3])
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("of_torchvision", [False, True])
+def test_parity(shared, number, of_torchvision):
+    case = f"tv_fpn{number}" if of_torchvision else f"d2_fpn{number}_offset0"
     about = json.loads((shared / "parity/ops/anchors.json").read_text())[case]
     expected = np.load(shared / "parity/ops/anchors.npz")[f"{case}/anchors"]
-    anchors = np.concatenate(Anchors()(zeros(*about["grids"])))
+    layer = Anchors(rounded=of_torchvision, fitted_strides=of_torchvision)
+    anchors = np.concatenate(layer(zeros(*about["grids"])))
     assert len(anchors) == about["count"]
     assert anchors.sum(dtype=np.float64) == pytest.approx(about["sum"], rel=1e-6)
     np.testing.assert_allclose(anchors[:: about["step"]], expected, atol=1e-3)

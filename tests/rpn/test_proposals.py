@@ -188,8 +188,17 @@ def test_unknown_sizes():
     assert valid.dtype == "bool"
 
 
+@pytest.mark.parametrize("min_size, kept", [(0.0, 3), (4.0, 2), (4.5, 1), (30.0, 0)])
+def test_least_size(min_size, kept):
+    boxes = [[[0, 0, 20, 20], [30, 0, 34, 20], [0, 30, 20, 33]]]  # the shorter edges are 20, 4 and 3
+    layer = Proposals(min_size=min_size)
+    _, _, valid = propose(layer, boxes, [[3.0, 2.0, 1.0]], (50, 50))
+    assert valid.sum() == kept
+
+
 @pytest.mark.parametrize("case", ["rpn0", "rpn1"])
-def test_parity(shared, case):
+@pytest.mark.parametrize("source, min_size", [("d2", 0.0), ("tv", 1e-3)])
+def test_parity(shared, case, source, min_size):
     data = np.load(shared / "parity/ops/proposals.npz")
     about = json.loads((shared / "parity/ops/proposals.json").read_text())[case]
     starts = np.cumsum(about["per_level"])[:-1]
@@ -197,8 +206,12 @@ def test_parity(shared, case):
         pre_nms_test=about["pre_nms_top_n"],
         post_nms_test=about["post_nms_top_n"],
         nms_iou=about["nms_thresh"],
+        min_size=min_size,
     )
     boxes, scores = (np.split(data[f"{case}/{name}"], starts) for name in ("boxes", "logits"))
     boxes, scores, valid = propose(layer, boxes, scores, about["image"])
-    np.testing.assert_allclose(scores[valid], data[f"{case}/d2_logits"], rtol=1e-6)
-    np.testing.assert_allclose(boxes[valid], data[f"{case}/d2_boxes"], atol=1e-3)
+    if source == "d2":
+        np.testing.assert_allclose(scores[valid], data[f"{case}/d2_logits"], rtol=1e-6)
+    else:  # probabilities
+        np.testing.assert_allclose(1 / (1 + np.exp(-scores[valid])), data[f"{case}/tv_scores"], rtol=1e-5)
+    np.testing.assert_allclose(boxes[valid], data[f"{case}/{source}_boxes"], atol=1e-3)
