@@ -45,7 +45,7 @@ ARROWS = {
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
-    "serving": ("model", "config", "geometry"),
+    "serving": ("model", "config", "geometry", "ops.library"),
     "weights": ("model", "config", "geometry", "data.images", "results", "roi", "__version__"),
 }
 TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}
