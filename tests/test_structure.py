@@ -21,6 +21,7 @@ ARROWS = {
     "": None,
     "__main__": None,
     "cli": None,
+    "doctor": ("ops",),
     "config": (),
     "geometry": (),
     "ops": ("geometry",),

@@ -1,7 +1,7 @@
 """Compiles `custom_ops/` for the TensorFlow that is installed, into a cache.
 
-A library works with one version of TensorFlow only. Its name says which, for which devices it has kernels, and
-from what it was made: `roi_align-tensorflow-2.21.0-cpu-0123456789ab.so`.
+A library works with one version of TensorFlow only. Its name says which, for which devices it has kernels,
+and from what it was made: `roi_align-tensorflow-2.21.0-cpu-0123456789ab.so`.
 """
 
 import concurrent.futures

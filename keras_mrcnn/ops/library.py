@@ -1,9 +1,9 @@
-"""Which implementation of the pooling operations is used: the compiled library, or stock TensorFlow operations.
+"""Which implementation of RoIAlign is used: the compiled library, or stock TensorFlow operations.
 
 The environment variable `KERAS_MRCNN_OPS` decides:
 
-- `auto` (the default): the compiled library where one was built (`mrcnn build-ops`), otherwise stock operations.
-- `native`: the compiled library; it is built when there is none, and what is in the way of that is an error.
+- `auto` (the default): the compiled library where there is one (`mrcnn build-ops`), else stock operations.
+- `native`: the compiled library; it is built where there is none, and what is in the way is an error.
 - `portable`: stock operations.
 """
 
@@ -62,6 +62,22 @@ def choice():
     return chosen
 
 
+def compiled():
+    """The compiled operations as Python functions, or None for stock operations; `choice` says more.
+
+    Where nobody asked for stock operations, the reason for them is told once.
+    """
+    chosen = choice()
+    if not (chosen.module or _stock.get() or os.environ.get(VARIABLE) == "portable"):
+        _tell(chosen.reason)
+    return chosen.module
+
+
+@functools.cache
+def _tell(reason):
+    logging.getLogger("keras_mrcnn").warning("RoIAlign uses stock TensorFlow operations: %s.", reason)
+
+
 @contextlib.contextmanager
 def stock_operations():
     """Within it, whatever is called or traced consists of operations that TensorFlow by itself has."""
@@ -104,6 +120,12 @@ def pool(module, maps, boxes, images, scales, bins, sampling_ratio, method, redu
     )
 
 
+def gpus():
+    """Names of the GPUs that TensorFlow sees."""
+    devices = tf.config.list_physical_devices("GPU")
+    return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in devices]
+
+
 def load(path):
     """The compiled operations of a library, as Python functions; registers their gradient.
 
@@ -119,7 +141,9 @@ def load(path):
     try:
         module = tf.load_op_library(str(path))
     except (tf.errors.OpError, OSError, RuntimeError) as error:
-        raise OSError(f"{path} cannot be loaded ({error}). `mrcnn build-ops --force` makes it anew.") from error
+        raise OSError(
+            f"{path} cannot be loaded ({error}). `mrcnn build-ops --force` makes it anew."
+        ) from error
     _register_gradient(module)
     return Choice(module, build.DEVICES[variant], str(path))
 
@@ -144,16 +168,14 @@ def _native():
 
 @functools.cache
 def _auto():
-    """The library that is there. What is in the way of it is said, once."""
+    """The library that is there, or what is in the way of it."""
     path = build.find()
     try:
         if path:
             return load(path)
-        reason = _why_none()
+        return Choice(None, (), _why_none())
     except OSError as error:
-        reason = str(error)
-    logging.getLogger("keras_mrcnn").warning("RoIAlign uses stock TensorFlow operations: %s.", reason)
-    return Choice(None, (), reason)
+        return Choice(None, (), str(error).rstrip("."))
 
 
 def _why_none():

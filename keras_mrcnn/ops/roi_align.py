@@ -44,12 +44,12 @@ def _rows_and_columns(output_size):
 def _compiled(maps, boxes, scales, batch_indices, bins, sampling_ratio, aligned):
     """From the compiled library; None where it is not in use, or does not know the maps' dtype."""
     maps = [tf.convert_to_tensor(features) for features in maps]
-    chosen = library.choice()
-    if chosen.module is None or maps[0].dtype not in library.TYPES:
+    module = library.compiled()
+    if module is None or maps[0].dtype not in library.TYPES:
         return None
     boxes, images = tf.stop_gradient(tf.cast(boxes, tf.float32)), tf.cast(batch_indices, tf.int32)
     method = "align" if aligned else "align_legacy"
-    return library.pool(chosen.module, maps, boxes, images, scales, bins, sampling_ratio, method)
+    return library.pool(module, maps, boxes, images, scales, bins, sampling_ratio, method)
 
 
 def _from_stock(features, boxes, scale, batch_indices, bins, sampling_ratio, aligned):
