@@ -89,7 +89,7 @@ class Library:
             *settings[2:],
             TYPES[features[0].dtype],
             len(settings.scales),
-            (Level * MOST_LEVELS)(*maps),
+            (Level * MOST_LEVELS)(*maps[:MOST_LEVELS]),
         )
         for array in (*features, boxes, images, *(() if levels is None else (levels,))):
             assert array.flags.c_contiguous

@@ -4,7 +4,7 @@
 
 Needs numpy, torch and torchvision; compiles the library with g++ unless one is given. Work: 1000 regions on
 P2 to P5 of an image of 800 x 1344, 256 channels, float32. torchvision gets its own layout and one call per
-level, as its MultiScaleRoIAlign makes them (without the copy that puts the levels together), and for the gradient
+level, as its MultiScaleRoIAlign makes them (without the copy that joins the levels), and for the gradient
 its gradient operation alone. Times are milliseconds, the least of all repeats, and the median in brackets;
 memory is what the resident set grows by at the peak of a call, results included.
 """
