@@ -23,7 +23,7 @@ DEVICES = {"cuda": ("CPU", "GPU"), "cpu": ("CPU",)}  # by variant; the one with 
 _KERNEL = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off")
 # Without -march, with which Eigen's headers do not compile; -w: TensorFlow's headers warn of themselves.
 _OP = ("-O2", "-fPIC", "-w")
-_CUDA = ("-O3", "-std=c++17", "-Xcompiler", "-fPIC", "--threads", "0")
+_CUDA = ("-O3", "-std=c++17", "-Xcompiler=-fPIC,-ffp-contract=off", "--threads=0")
 _CUDA += tuple(f"-gencode=arch=compute_{number},code=sm_{number}" for number in (75, 80, 86, 89, 90))
 _CUDA += ("-gencode=arch=compute_90,code=compute_90",)  # PTX, for devices to come
 # -z defs: a symbol that is nowhere is an error now, not when the library is loaded.

@@ -1,20 +1,13 @@
-"""The compiled operations beside the stock ones: shapes, errors, types, gradients, and a model around them."""
+"""The compiled operations beside the stock ones: shapes, errors, types, gradients."""
 
 import json
-import pathlib
-import subprocess
-import sys
-import zipfile
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mrcnn import MaskRCNN, config
 from keras_mrcnn.ops import library, multilevel_roi_align, roi_align, roi_levels
 from keras_mrcnn.roi.pooling import RoIPooling
-from keras_mrcnn.serving.export import export_saved_model, foreign_operations
 
 pytestmark = pytest.mark.usefixtures("native")
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -94,7 +87,11 @@ class TestShapes:
 
     def test_what_several_tensors_know_comes_together(self):
         @tf.function(
-            input_signature=[tf.TensorSpec([None] * 3 + [5]), tf.TensorSpec([None] * 4), tf.TensorSpec([3, 4])]
+            input_signature=[
+                tf.TensorSpec([None] * 3 + [5]),
+                tf.TensorSpec([None] * 4),
+                tf.TensorSpec([3, 4]),
+            ]
         )
         def traced(fine, coarse, boxes):
             pooled = raw(features=[coarse, fine], boxes=boxes, images=tf.zeros(tf.shape(boxes)[:1], tf.int32))
@@ -206,7 +203,7 @@ class TestNumbers:
         def value(method, reduction):
             return float(raw(**case, method=method, reduction=reduction)[0, 0, 0, 0])
 
-        # align: samples at x 2.375 - .5, 4.325 - .5 and y 1.05 - .5, 1.95 - .5: middle (2.85, 1), last (3.825, 1.45)
+        # align: samples at x 2.375, 4.325 and y 1.05, 1.95, less .5: middle (2.85, 1), last (3.825, 1.45)
         assert value("align", "average") == pytest.approx(8 * 1.0 + 2.85, abs=1e-5)
         assert value("align", "maximum") == pytest.approx(8 * 1.45 + 3.825, abs=1e-5)
         # legacy: half a pixel further along both
