@@ -163,7 +163,7 @@ def _register_gradient(module):
 
 @functools.cache
 def _native():
-    return load(build.build())
+    return load(build.find() or build.build())
 
 
 @functools.cache
