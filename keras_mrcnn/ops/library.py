@@ -5,6 +5,8 @@ The environment variable `KERAS_MRCNN_OPS` decides:
 - `auto` (the default): the compiled library where there is one (`mrcnn build-ops`), else stock operations.
 - `native`: the compiled library; it is built where there is none, and what is in the way is an error.
 - `portable`: stock operations.
+
+The choice is made at each call, inside a `tf.function` when it is traced.
 """
 
 import contextlib
@@ -69,13 +71,13 @@ def compiled():
     """
     chosen = choice()
     if not (chosen.module or _stock.get() or os.environ.get(VARIABLE) == "portable"):
-        _tell(chosen.reason)
+        _tell(f"RoIAlign uses stock TensorFlow operations: {chosen.reason}.")
     return chosen.module
 
 
 @functools.cache
-def _tell(reason):
-    logging.getLogger("keras_mrcnn").warning("RoIAlign uses stock TensorFlow operations: %s.", reason)
+def _tell(message):
+    logging.getLogger("keras_mrcnn").warning(message)
 
 
 @contextlib.contextmanager
@@ -163,7 +165,10 @@ def _register_gradient(module):
 
 @functools.cache
 def _native():
-    return load(build.find() or build.build())
+    path = build.find()
+    if not path:
+        _tell(f"RoIAlign is compiled for TensorFlow {tf.version.VERSION}, once: {build.cache_folder()}")
+    return load(path or build.build())
 
 
 @functools.cache

@@ -30,7 +30,8 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
         `[R, rows, columns, C]` of the features' dtype.
 
     Raises:
-        tf.errors.InvalidArgumentError: an image that is not in the batch.
+        tf.errors.InvalidArgumentError: an image that is not in the batch, on a CPU. On a GPU, where nothing
+            waits for what the tensors hold, its region is 0.
     """
     settings = batch_indices, _rows_and_columns(output_size), sampling_ratio, aligned
     compiled = _compiled([features], boxes, [scale], *settings)

@@ -66,6 +66,12 @@ class TestBuild:
         assert build.described("roi_align.so") is None
         assert build.described(build._name("cpu")) == (VERSION, "cpu")
 
+    def test_an_installed_package_has_its_own_sources(self, tmp_path, monkeypatch, repository):
+        assert build._folder() == repository / "custom_ops"
+        (tmp_path / "keras_mrcnn" / "custom_ops").mkdir(parents=True)
+        monkeypatch.setattr(build, "__file__", str(tmp_path / "keras_mrcnn" / "ops" / "build.py"))
+        assert build._folder() == tmp_path / "keras_mrcnn" / "custom_ops"
+
     def test_what_is_built_is_found_and_not_built_again(self, cache, tmp_path, monkeypatch):
         calls = pretend_compiler(tmp_path, monkeypatch, SLOW_COMPILER)
         assert build.find() is None

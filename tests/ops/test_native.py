@@ -165,6 +165,67 @@ class TestErrors:
             raw(**changes, output_height=2**14, output_width=2**14)
 
 
+def random_call(random):
+    """Arguments of which some are wrong, mostly one at a time."""
+    count, batch, channels = random.integers(1, 4), random.integers(0, 3), random.integers(0, 4)
+    regions = random.integers(0, 6)
+
+    def wrong():
+        return random.random() < 0.04
+
+    def size():
+        return int(random.integers(0, 8)) if wrong() else int(random.integers(1, 8))
+
+    def shape(*sizes):
+        if not wrong():
+            return sizes
+        return sizes[:-1] if random.random() < 0.5 else (*sizes, 2)
+
+    boxes = random.choice([-1e30, -9.5, 0, 3.3, 40, 2e9, np.nan, np.inf, -np.inf], shape(regions, 4))
+    low, high = (-1, batch + 1) if wrong() else (0, max(batch, 1))
+    maps = [random.normal(size=shape(batch + wrong(), size(), size(), channels)) for _ in range(count)]
+    levels = [random.integers(0, count + wrong(), shape(regions))] * (int(random.integers(0, 2)) + wrong())
+    method = random.choice(["align", "align_legacy", "warp", "pool"])
+    return {
+        "features": [
+            tf.cast(m, random.choice([tf.float32, tf.bfloat16])) if wrong() else np.float32(m) for m in maps
+        ],
+        "boxes": np.float32(boxes),
+        "images": np.int32(random.integers(low, high, shape(regions))),
+        "levels": [np.int32(level) for level in levels],
+        "scales": [float(random.choice([0.25, 1.0, 3e3]))] * (count + wrong()),
+        "output_height": size(),
+        "output_width": size(),
+        "sampling_ratio": int(random.integers(0, 3)),
+        "method": method,
+        "reduction": "maximum" if method == "pool" and not wrong() else random.choice(["average", "maximum"]),
+    }
+
+
+def test_random_calls_give_a_finite_result_or_a_clear_error():
+    random = np.random.default_rng(0)
+    answered = refused = 0
+    for _ in range(3000):
+        call = random_call(random)
+        try:
+            with tf.GradientTape() as tape:
+                maps = [tf.convert_to_tensor(m) for m in call["features"]]
+                tape.watch(maps)
+                pooled = raw(**{**call, "features": maps})
+            gradients = tape.gradient(pooled, maps)
+        except (tf.errors.InvalidArgumentError, TypeError) as error:
+            assert "RoiAlign" in str(error), call
+            refused += 1
+            continue
+        size = call["output_height"], call["output_width"]
+        assert pooled.shape == (len(call["boxes"]), *size, maps[0].shape[3])
+        assert np.isfinite(pooled).all(), call
+        for gradient, m in zip(gradients, maps):
+            assert gradient.shape == m.shape and np.isfinite(gradient).all(), call
+        answered += 1
+    assert answered > 800 and refused > 800
+
+
 class TestNumbers:
     @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "legacy"])
     @pytest.mark.parametrize("sampling", [2, 0])
