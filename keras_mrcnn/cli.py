@@ -178,6 +178,7 @@ def _compiled_model(config, categories, steps, checkpoint):
         elif training.backbone:
             click.echo(f"{training.backbone}: {model.load_backbone(training.backbone)}")
         model.compile(schedule.optimizer(training, steps))
+        model.optimizer.build(model.trainable_variables)  # wrong learning_rate_factors are told at once
     if training.optimizer == "sgd":
         schedule.regularize(model, training.weight_decay)
     return model
@@ -289,20 +290,27 @@ def convert(weights, output, like, verify, overrides):
 
     With --verify every station is compared with a reference, and nothing is written if one differs.
     """
-    from keras_mrcnn.weights import certificate, sourced
+    from keras_mrcnn.weights import certificate, sourced, torch_reference
 
+    golden = None
+    if verify == "torch":
+        torch_reference.import_torch()
+    elif verify:
+        golden = certificate.Golden.load(verify)
     model, report = sourced.from_preset(weights, like=like, overrides=overrides)
     click.echo(f"{weights}: {report}")
     if verify:
-        golden = _torch_golden(model, weights, like) if verify == "torch" else certificate.Golden.load(verify)
-        differing = 0
+        golden = golden or _torch_golden(model, weights, like)
+        differing = []
         for case, stations in certificate.certify(model, golden).items():
             click.echo(f"{case}:")
             for station in stations:
                 click.echo(f"  {station}")
-                differing += not station.passed
+            differing += [f"{station.name} of {case}" for station in stations if not station.passed]
         if differing:
-            raise click.ClickException(f"{differing} stations differ. Nothing was written.")
+            raise click.ClickException(
+                f"{len(differing)} stations differ, {differing[0]} first. Nothing was written."
+            )
     if output.endswith(".keras"):
         model.save(output)
     else:

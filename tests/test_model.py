@@ -238,3 +238,26 @@ def test_mixed_bfloat16_trains_and_answers_in_float32():
 def test_no_categories_is_refused():
     with pytest.raises(ValueError, match="at least one class"):
         MaskRCNN(tiny_config(), [])
+
+
+def test_the_rules_of_foreign_weights_train_in_a_graph_and_are_saved(tmp_path):
+    overrides = ["input.resize=plain", "backbone.norm_epsilon=0.0", "anchors.rounded=true"]
+    overrides += ["anchors.fitted_strides=true", "rpn.convs=2", "rpn.smooth_l1_beta=0.1"]
+    overrides += ["proposals.min_size=0.001", "roi_align.sampling_ratio=0", "roi_align.aligned=false"]
+    overrides += ["box_head.convs=1", "box_head.channels=8", "box_head.fcs=1", "box_head.smooth_l1_beta=0.1"]
+    overrides += [f"{station}.norm=batch" for station in ("fpn", "box_head", "mask_head")]
+    overrides += ["mask_head.soft_targets=true", "mask_head.paste=widened", "detections.min_size=0.01"]
+    settings = config.override(tiny_config(), overrides)
+    model = MaskRCNN(settings, ["circle", "square"], seed=3)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=10.0))
+    dataset = tf.data.Dataset.from_tensors(make_batch())
+    first, second = model.fit(dataset, epochs=2, verbose=0).history["loss"]
+    assert np.isfinite(first) and np.isfinite(second) and first != second
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.config == settings
+    inputs, _ = make_batch()
+    expected, found = model.predict_on_batch(inputs), again.predict_on_batch(inputs)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert model.detect(inputs["images"][0]).paste == "widened"

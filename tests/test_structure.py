@@ -47,7 +47,7 @@ ARROWS = {
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
     "serving": ("model", "config", "geometry", "ops.library"),
-    "weights": ("model", "config", "geometry", "data.images", "results", "roi", "__version__"),
+    "weights": ("model", "config", "backbones", "geometry", "data.images", "results", "roi", "__version__"),
 }
 TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}
 TENSORFLOW_LAZY = ("cli", "__main__", "weights.files")  # inside functions only

@@ -5,6 +5,7 @@ Those two have the same names: `weights.torchvision.resnet`.
 
 import numpy as np
 
+from keras_mrcnn.backbones.resnet import DEPTHS
 from keras_mrcnn.weights import tables
 from keras_mrcnn.weights.tables import Row, Table
 
@@ -32,7 +33,7 @@ def caffe2(config, names, width=64):
     """
     backbone = config.backbone
     tables.check_batch_norm(backbone)
-    if not tables.BLOCKS[backbone.name][1]:
+    if not DEPTHS[backbone.name][1]:
         raise ValueError(
             "These files are of ResNets with bottlenecks: resnet50 or resnet101. "
             f"Received: backbone.name={backbone.name!r}"

@@ -4,9 +4,18 @@ import difflib
 import fnmatch
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
-MOST_LISTED = 20  # of each kind of misfit
+MOST_LISTED = 20  # of each kind of misfit, and of what was initialised anew
+PLAIN = {  # how `conv_norm` initialises what names no initializer
+    "kernel": "N(0, 2 / fan_out)",
+    "bias": "zeros",
+    "gamma": "ones",
+    "beta": "zeros",
+    "moving_mean": "zeros",
+    "moving_variance": "ones",
+}
 
 
 class Report(NamedTuple):
@@ -17,8 +26,9 @@ class Report(NamedTuple):
 
     def __str__(self):
         total = len(self.loaded) + len(self.initialised)
-        anew = [f"\n  anew: {path} ({how})" for path, how in self.initialised.items()]
-        return f"loaded {len(self.loaded)}/{total}" + "".join(anew)
+        lines = [f"loaded {len(self.loaded)}/{total}"]
+        anew = [f"  initialised anew: {path}, {how}" for path, how in self.initialised.items()]
+        return "\n".join(lines + _cut(anew))
 
 
 def load_table(model, weights, table, source, anew=()):
@@ -39,14 +49,16 @@ def load_table(model, weights, table, source, anew=()):
             know, a shape differs, or the model has a variable that the table does not fill; all are listed
             and the model is as before.
     """
-    variables = {variable.path: variable for variable in model.variables if _is_weight(variable)}
+    variables = {variable.path: variable for variable in model.variables if is_weight(variable)}
     left = [path for path in variables if path.startswith(tuple(anew))] if anew else []
     rows = [row for row in table.rows if row.ours not in left]
-    misfits, arrays = _misfits(rows, weights, variables, left)
     known = {row.theirs for row in table.rows}
-    for name in weights:
-        if name not in known and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored):
-            misfits.setdefault("unexpected in the file", []).append(f"{name} {weights[name].shape}")
+    unexpected = [
+        name
+        for name in weights
+        if name not in known and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
+    ]
+    misfits, arrays = _misfits(rows, weights, variables, left, unexpected)
     if misfits:
         raise ValueError(_explain(misfits, source, len(arrays), len(variables) - len(left)))
     for path, array in arrays.items():
@@ -54,49 +66,59 @@ def load_table(model, weights, table, source, anew=()):
     return Report(list(arrays), {path: _initializer(model, path) for path in left})
 
 
-def _misfits(rows, weights, variables, left):
+def _misfits(rows, weights, variables, left, unexpected):
     """Lists of what does not fit by kind, and the converted arrays of what does by path."""
-    misfits, arrays = {}, {}
+    missing, misshapen, foreign, arrays = [], [], [], {}
     for row in rows:
-        if row.theirs is not None and row.theirs not in weights:
-            near = difflib.get_close_matches(row.theirs, weights, n=1)
-            hint = f" (the file has {near[0]})" if near else ""
-            misfits.setdefault("missing in the file", []).append(f"{row.theirs}, for {row.ours}{hint}")
-            continue
-        given = None if row.theirs is None else weights[row.theirs]
         if row.ours not in variables:
-            misfits.setdefault("not in the model", []).append(f"{row.ours}, of {row.theirs}")
-            continue
-        expected = tuple(variables[row.ours].shape)
-        try:
-            array = row.convert(given)
-            fits = array.shape == expected
-        except ValueError:
-            fits = False
-        if fits:
-            arrays[row.ours] = array
+            foreign.append(f"{row.ours}, of {row.theirs}")
+        elif row.theirs is not None and row.theirs not in weights:
+            near = _nearest(row.theirs, unexpected) if len(missing) < MOST_LISTED else ""
+            missing.append(f"{row.theirs}, for {row.ours}{near}")
         else:
-            misfits.setdefault("of another shape", []).append(
-                f"{row.theirs} {np.shape(given)}, which does not make {row.ours} {expected}"
-            )
+            given, expected = weights.get(row.theirs), tuple(variables[row.ours].shape)
+            try:
+                array = row.convert(given)
+                fits = array.shape == expected
+            except ValueError:
+                fits = False
+            if fits:
+                arrays[row.ours] = array
+            else:
+                misshapen.append(f"{row.theirs} {np.shape(given)}, does not make {row.ours} {expected}")
     filled = {row.ours for row in rows}
-    for path in variables:
-        if path not in filled and path not in left:
-            misfits.setdefault("filled by nothing", []).append(path)
-    return misfits, arrays
+    found = {
+        "missing in the file": missing,
+        "unexpected in the file": [f"{name} {np.shape(weights[name])}" for name in unexpected],
+        "of another shape": misshapen,
+        "not in the model": foreign,
+        "in the model, but not of this kind of file": [
+            path for path in variables if path not in filled and path not in left
+        ],
+    }
+    return {kind: lines for kind, lines in found.items() if lines}, arrays
+
+
+def _nearest(name, unexpected):
+    near = difflib.get_close_matches(name, unexpected, n=1)
+    return f" (the file has {near[0]})" if near else ""
 
 
 def _explain(misfits, source, fitting, total):
     lines = [f"{source} does not fit this model, and nothing was loaded: {fitting} of {total} fit."]
     for kind, found in misfits.items():
         lines.append(f"{kind}: {len(found)}")
-        lines += [f"  {line}" for line in found[:MOST_LISTED]]
-        if len(found) > MOST_LISTED:
-            lines.append(f"  ... and {len(found) - MOST_LISTED} more")
+        lines += _cut([f"  {line}" for line in found])
     return "\n".join(lines)
 
 
-def _is_weight(variable):
+def _cut(lines):
+    more = [f"  ... and {len(lines) - MOST_LISTED} more"] if len(lines) > MOST_LISTED else []
+    return lines[:MOST_LISTED] + more
+
+
+def is_weight(variable):
+    """Whether a variable is learned or measured; the states of random generators are not."""
     return "seed_generator" not in variable.path
 
 
@@ -106,9 +128,14 @@ def _initializer(model, path):
         for variable in layer._trainable_variables + layer._non_trainable_variables:
             if variable.path == path:
                 given = getattr(layer, f"{variable.name}_initializer", None)
-                if given is None:
-                    return "zeros" if variable.name == "bias" else "N(0, 2 / fan_out)"
-                values = {name: value for name, value in given.get_config().items() if name != "seed"}
-                inside = ", ".join(f"{name}={value}" for name, value in values.items())
-                return f"{type(given).__name__}({inside})"
+                return PLAIN[variable.name] if given is None else _described(given)
     raise KeyError(path)
+
+
+def _described(initializer):
+    """An initializer with its numbers: "RandomNormal(mean=0.0, stddev=0.01)", "zeros"."""
+    initializer = keras.initializers.get(initializer)
+    numbers = {name: value for name, value in initializer.get_config().items() if name != "seed"}
+    if not numbers:
+        return type(initializer).__name__.lower()
+    return f"{type(initializer).__name__}({', '.join(f'{name}={value}' for name, value in numbers.items())})"

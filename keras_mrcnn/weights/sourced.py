@@ -1,12 +1,17 @@
 """Models with weights from elsewhere: the rules of the source and all of its weights, or an error."""
 
+import json
+import zipfile
+
 import keras
+import numpy as np
 
 from keras_mrcnn import config as configs
+from keras_mrcnn.backbones.resnet import DEPTHS
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import detectron2, imagenet, presets, sources, tables, torchvision
 from keras_mrcnn.weights.files import read_weights
-from keras_mrcnn.weights.load import load_table
+from keras_mrcnn.weights.load import is_weight, load_table
 
 OF_THE_CLASSES = ("box_head/classes", "box_head/deltas", "mask_head/logits")
 C5 = ("backbone/c5",)
@@ -23,49 +28,95 @@ KERAS = {**MSRA, "input.mean": [123.68, 116.779, 103.939], "backbone.norm_epsilo
 
 def from_preset(source, num_classes=None, categories=None, like=None, overrides=(), **options):
     """The model and the `Report` of `MaskRCNN.from_preset`, which see."""
+    _check_classes(num_classes, categories)
     known = like or (source if source in presets.published() else None)
-    if known:
-        settings, own = presets.preset_model(known)  # says "not available" before anything is fetched
-    path = sources.resolve(source)
-    if not known:
-        twin = _own_model(path)
-        settings, own = twin.config, _plain(twin.categories)
-    if num_classes and categories:
-        raise ValueError("Give `num_classes` or `categories`, not both.")
-    if num_classes and num_classes != len(own):
-        categories = [f"class {index + 1}" for index in range(num_classes)]
-    if not (categories or own):
-        raise ValueError(f"{source} is a backbone and knows no classes: give `categories` or `num_classes`.")
-    model = MaskRCNN(configs.override(settings, overrides), categories or own, **options)
-    if not own:
-        return model, load_backbone(model, path)
-    if known:
+    if known:  # all that can be refused is refused before anything is fetched
+        settings, own = presets.preset_model(known)
+        settings = configs.override(settings, overrides)
+        if not (own or categories or num_classes):
+            raise ValueError(
+                f"{known} is a backbone and knows no classes: give `categories` or `num_classes`."
+            )
+        path = sources.resolve(source)
         weights = read_weights(path)
-        table = _detector_table(presets.preset(known).family, model.config, len(own), weights)
+        own, named = _classes_of(weights, own, settings.box_head.units)
     else:
-        weights = imagenet.variables_of(twin)
-        table = tables.Table([tables.Row(name, name, tables.same) for name in weights], ("seed_generator*",))
-    same_classes = [c.name for c in model.categories] == [c["name"] for c in own]
-    return model, load_table(model, weights, table, path, () if same_classes else OF_THE_CLASSES)
+        path = sources.resolve(source)
+        twin = _own_model(path)
+        settings = configs.override(twin.config, overrides)
+        own, named = [{"id": category.id, "name": category.name} for category in twin.categories], True
+        weights = {variable.path: np.asarray(variable) for variable in twin.variables if is_weight(variable)}
+    if num_classes and num_classes != len(own):
+        categories = _numbered(num_classes)
+    model = MaskRCNN(settings, categories or own, **options)
+    if not own:
+        return model, _load_backbone(model, model.config, weights, path)
+    if known:
+        table = _detector_table(presets.preset(known).family, settings, len(own), weights)
+    else:
+        table = tables.Table([tables.Row(name, name, tables.same) for name in weights], ())
+    names = [category.name for category in model.categories]
+    same = names == [category["name"] for category in own] if named else len(names) == len(own)
+    return model, load_table(model, weights, table, path, () if same else OF_THE_CLASSES)
+
+
+def _check_classes(num_classes, categories):
+    if num_classes is not None and categories is not None:
+        raise ValueError("Give `num_classes` or `categories`, not both.")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"`num_classes` is at least 1, without background. Received: {num_classes}")
+    if categories is not None and not len(categories):
+        raise ValueError("`categories` names at least one class. Received: an empty list.")
+
+
+def _classes_of(weights, published, units):
+    """The classes of a file, and whether their names are known.
+
+    A file of other classes than the published one, as fine-tuning leaves it, tells only how many they are.
+    """
+    shape = np.shape(weights.get(tables.CLASSIFIER))
+    if not published or len(shape) != 2 or shape[0] < 2 or shape[1] != units:
+        return published, True  # if this is wrong, strict loading says so
+    count = shape[0] - 1
+    return (published, True) if count == len(published) else (_numbered(count), False)
+
+
+def _numbered(count):
+    return [{"id": index + 1, "name": f"class {index + 1}"} for index in range(count)]
 
 
 def _own_model(path):
     """A model of this package, from a `.keras` file or a folder that `save_to_preset` made."""
     if path.is_dir():
         settings, categories, weights = sources.load_preset_folder(path)
-        model = MaskRCNN(settings, categories)
-        model.load_weights(weights)
-        return model
-    if path.suffix == ".keras":
-        return keras.models.load_model(path, compile=False)
-    raise ValueError(
-        f"{path} does not say which model it is for. Name the published weights that it is like, "
-        f"like='torchvision/mask_rcnn_r50_fpn'; there are: {', '.join(presets.published())}."
-    )
+    elif path.suffix == ".keras":
+        settings, categories, weights = _keras_file(path)
+    else:
+        raise ValueError(
+            f"{path} does not say which model it is for. Give `like`, the name of the published weights "
+            "whose rules and names it follows: like='torchvision/mask_rcnn_r50_fpn', or another that "
+            "`mrcnn presets` lists."
+        )
+    read_weights(weights)  # says what is wrong with a file that is damaged or something else
+    model = MaskRCNN(settings, categories)
+    model.load_weights(weights)
+    return model
 
 
-def _plain(categories):
-    return [{"id": category.id, "name": category.name} for category in categories]
+def _keras_file(path):
+    """The config, the categories and the path of the weights of a `MaskRCNN` that was saved whole."""
+    read_weights(path)
+    with zipfile.ZipFile(path) as archive:
+        saved = json.loads(archive.read("config.json")) if "config.json" in archive.namelist() else None
+    saved = saved if isinstance(saved, dict) else {}
+    if saved.get("registered_name") != keras.saving.get_registered_name(MaskRCNN):
+        kind = saved.get("class_name")
+        raise ValueError(f"{path} is not a MaskRCNN of this package. Received: a model of the class {kind}")
+    try:
+        given = saved["config"]
+        return configs.model_from_dict(given["config"]), given["categories"], path
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The model in {path} does not fit this version of keras_mrcnn: {error}") from error
 
 
 def _detector_table(family, config, num_classes, weights):
@@ -95,12 +146,18 @@ def load_backbone(model, source):
     else:
         path = sources.resolve(source)
         weights = read_weights(path)
-    table, rules, anew = _backbone_table(model.config, weights)
-    _check_rules(model.config, rules, path)
-    return load_table(model.backbone, weights, table, path, anew)
+    return _load_backbone(model.backbone, model.config, weights, path)
 
 
-def _backbone_table(config, weights):
+def _load_backbone(part, config, weights, source):
+    """Fills the backbone; `part` is it, or the whole model, of which the report then names the rest too."""
+    table, rules, anew = _backbone_table(config, weights, source)
+    _check_rules(config, rules, source)
+    rest = [variable.path for variable in part.variables if not variable.path.startswith("backbone/")]
+    return load_table(part, weights, table, source, (*anew, *rest))
+
+
+def _backbone_table(config, weights, source):
     """The table for an ImageNet file, told by its names; its rules; what it does not hold."""
     if "conv1_w" in weights:
         return imagenet.caffe2(config, weights), MSRA, ()
@@ -110,11 +167,16 @@ def _backbone_table(config, weights):
         return imagenet.keras_hub(config), TORCH, ()
     if any(name.startswith("conv2_block1_1_conv") for name in weights):
         return imagenet.keras_applications(config, weights), KERAS, ()
-    return torchvision.resnet(config), TORCH, ()
+    if "conv1.weight" in weights:
+        return torchvision.resnet(config), TORCH, ()
+    raise ValueError(
+        f"{source} is no classifier that is known here: torchvision's and timm's ResNets, MSRA's, those of "
+        f"keras.applications and KerasHub. Received: {len(weights)} names, {', '.join(list(weights)[:3])} ..."
+    )
 
 
 def _check_rules(config, rules, source):
-    if not tables.BLOCKS[config.backbone.name][1]:  # basic blocks have no 1x1 convolution
+    if not DEPTHS[config.backbone.name][1]:  # basic blocks have no 1x1 convolution
         rules = {key: value for key, value in rules.items() if key != "backbone.stride_in_1x1"}
     wrong = []
     for key, value in rules.items():
@@ -123,4 +185,7 @@ def _check_rules(config, rules, source):
         if given != value:
             wrong.append(f"model.{key} is {given}, these weights were trained with {value}")
     if wrong:
-        raise ValueError(f"{source} would load and detect nonsense; nothing was loaded. " + "; ".join(wrong))
+        raise ValueError(
+            f"{source} goes with other rules than this model's. It would detect nonsense, and nothing was "
+            "loaded: " + "; ".join(wrong)
+        )

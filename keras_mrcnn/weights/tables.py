@@ -12,12 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCKS = {  # in each of C2..C5, and whether they are bottlenecks (He et al. 2016, Table 1)
-    "resnet18": ((2, 2, 2, 2), False),
-    "resnet34": ((3, 4, 6, 3), False),
-    "resnet50": ((3, 4, 6, 3), True),
-    "resnet101": ((3, 4, 23, 3), True),
-}
+from keras_mrcnn.backbones.resnet import DEPTHS
+
 CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
 
 
@@ -64,7 +60,7 @@ def resnet_convs(backbone, width=64, last_stage=5):
     Returns:
         List of `Conv`.
     """
-    depths, bottlenecks = BLOCKS[backbone.name]
+    depths, bottlenecks = DEPTHS[backbone.name]
     depths = list(backbone.blocks) or depths
     convs = [Conv(1, 0, "stem", 64)]
     for stage, depth in zip(range(2, last_stage + 1), depths):

@@ -11,6 +11,19 @@ BUILDERS = {  # family: the function of torchvision.models.detection
 }
 
 
+def import_torch():
+    """The modules torch and torchvision.models.detection; an ImportError says what to install."""
+    try:
+        import torch
+        from torchvision.models import detection
+    except ImportError as error:
+        raise ImportError(
+            "To verify with torch, torch and torchvision must be installed beside keras_mrcnn: "
+            "pip install torchvision"
+        ) from error
+    return torch, detection
+
+
 def torchvision_golden(name, weights, config, images):
     """Runs torchvision's model.
 
@@ -30,14 +43,7 @@ def torchvision_golden(name, weights, config, images):
     family = presets.preset(name).family
     if family not in BUILDERS:
         raise ValueError(f"torchvision has no model for {name}. Verify with a golden file instead.")
-    try:
-        import torch
-        from torchvision.models import detection
-    except ImportError as error:
-        raise ImportError(
-            "To verify with torch, torch and torchvision must be installed beside keras_mrcnn: "
-            "pip install torchvision"
-        ) from error
+    torch, detection = import_torch()
     num_classes = len(weights["roi_heads.box_predictor.cls_score.weight"])
     model = getattr(detection, BUILDERS[family])(
         weights=None,

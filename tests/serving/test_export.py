@@ -24,10 +24,11 @@ assert not any(name.startswith("keras_mrcnn") for name in sys.modules), "not Ten
 """
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=[2, 0], ids=["fixed", "adaptive"])
+def model(request):
     keras.utils.set_random_seed(1)
     settings = config.Model()
+    settings.roi_align.sampling_ratio = request.param
     settings.backbone = config.Backbone("resnet18", "batch", frozen_stages=0)
     settings.fpn.channels = settings.rpn.channels = settings.mask_head.channels = 16
     settings.mask_head.convs, settings.box_head.units = 1, 32

@@ -59,7 +59,7 @@ class Reference:
             self.arrays = {key: file[key] for key in file.files}
         self.of_torchvision = name.startswith("tv_")
         settings, num_classes = self._settings()
-        weights = filling.state(self.spec)
+        self.weights = weights = filling.state(self.spec)
         self.model = MaskRCNN(settings, [f"class {index}" for index in range(num_classes)])
         if self.of_torchvision:
             self.table = torchvision.detector(settings, num_classes, names=weights)
