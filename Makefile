@@ -12,7 +12,7 @@ SOURCES := keras_mrcnn tests examples benchmarks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help test proof demo format bench clean
+.PHONY: help test proof demo format bench ops clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ format: $(INSTALLED)  ## rewrite the code as `make test` wants it
 
 bench: $(INSTALLED) $(PEER_PYTHON)  ## time inference and training beside torchvision
 	$(BIN)/python benchmarks/compare_torchvision.py --peer-python $(PEER_PYTHON)
+
+ops: $(INSTALLED)  ## compile RoIAlign for the TensorFlow in the environment
+	$(BIN)/mrcnn build-ops
 
 # torch lives in an environment of its own.
 $(PEER_VENV)/bin/python:

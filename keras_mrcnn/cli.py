@@ -1,4 +1,5 @@
-"""The command line: `mrcnn check | train | eval | predict | export | presets | convert | shapes`.
+"""The command line: `mrcnn check | train | eval | predict | export | presets | convert | shapes`, and
+`build-ops | doctor` about the compiled operations.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -247,12 +248,25 @@ def predict(model, images, output, threshold):
 @main.command()
 @click.argument("model", type=_FILE)
 @click.argument("folder", type=click.Path())
-def export(model, folder):
+@click.option(
+    "--ops",
+    "operations",
+    type=click.Choice(["stock", "native"]),
+    default="stock",
+    show_default=True,
+    help="native: with the compiled operations of `mrcnn build-ops`.",
+)
+def export(model, folder, operations):
     """Write MODEL as a SavedModel of stock TensorFlow operations to FOLDER."""
     from keras_mrcnn.serving.export import export_saved_model
 
-    export_saved_model(load_model(model), folder)
+    export_saved_model(load_model(model), folder, operations)
     click.echo(f"SavedModel, float32, signature serving_default(images, image_sizes) -> {folder}")
+    if operations == "native":
+        click.echo(
+            "It holds the compiled operation: stock TensorFlow Serving cannot load it, and Python only after "
+            "`keras_mrcnn.ops.library.choice()`. Export without --ops native for everybody else."
+        )
 
 
 @main.command()
@@ -333,6 +347,27 @@ def shapes(folder, train_images, val_images, seed):
     click.echo(
         "mrcnn train shapes_r18_fpn " + " ".join(f"data.{name}={path}" for name, path in paths.items())
     )
+
+
+@main.command()
+@click.option("--force", is_flag=True, help="Compile again what was compiled before.")
+def build_ops(force):
+    """Compile RoIAlign for the TensorFlow that is installed, with CUDA where there is an nvcc."""
+    from keras_mrcnn import doctor
+    from keras_mrcnn.ops import build, library
+
+    path = build.build(force)
+    library.load(path)
+    click.echo(path)
+    click.echo("\n".join(doctor.implementation()))
+
+
+@main.command(name="doctor")
+def tell():
+    """Say which RoIAlign is in use and why, and what is installed."""
+    from keras_mrcnn import doctor
+
+    click.echo(doctor.report())
 
 
 def load_model(path):

@@ -21,6 +21,7 @@ ARROWS = {
     "": None,
     "__main__": None,
     "cli": None,
+    "doctor": ("ops",),
     "config": (),
     "geometry": (),
     "ops": ("geometry",),
@@ -45,7 +46,7 @@ ARROWS = {
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
-    "serving": ("model", "config", "geometry"),
+    "serving": ("model", "config", "geometry", "ops.library"),
     "weights": ("model", "config", "backbones", "geometry", "data.images", "results", "roi", "__version__"),
 }
 TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}

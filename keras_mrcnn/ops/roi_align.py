@@ -1,11 +1,14 @@
-"""RoIAlign (Mask R-CNN, section 3) from stock TensorFlow operations.
+"""RoIAlign (Mask R-CNN, section 3): the compiled operation, or the same from stock TensorFlow operations.
 
-For one number of samples per bin, `tf.image.crop_and_resize` on a map with one pixel of symmetric
-padding samples at exactly RoIAlign's points and with its border rule: a sample up to one pixel outside the
-map takes the border's value, one further outside counts as 0.
+`library.choice` says which; the stock one is the oracle of the other. It is exact: for one number of samples
+per bin, `tf.image.crop_and_resize` on a map with one pixel of symmetric padding samples at exactly RoIAlign's
+points and with its border rule: a sample up to one pixel outside the map takes the border's value, one
+further outside counts as 0.
 """
 
 import tensorflow as tf
+
+from keras_mrcnn.ops import library
 
 _GRID_BASE = 2**15  # more than the samples of a bin along one side
 
@@ -25,8 +28,32 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
 
     Returns:
         `[R, rows, columns, C]` of the features' dtype.
+
+    Raises:
+        tf.errors.InvalidArgumentError: an image that is not in the batch, on a CPU. On a GPU, where nothing
+            waits for what the tensors hold, its region is 0.
     """
-    bins = [output_size] * 2 if isinstance(output_size, int) else list(output_size)
+    settings = batch_indices, _rows_and_columns(output_size), sampling_ratio, aligned
+    compiled = _compiled([features], boxes, [scale], *settings)
+    return _from_stock(features, boxes, scale, *settings) if compiled is None else compiled
+
+
+def _rows_and_columns(output_size):
+    return [output_size] * 2 if isinstance(output_size, int) else list(output_size)
+
+
+def _compiled(maps, boxes, scales, batch_indices, bins, sampling_ratio, aligned):
+    """From the compiled library; None where it is not in use, or does not know the maps' dtype."""
+    maps = [tf.convert_to_tensor(features) for features in maps]
+    module = library.compiled()
+    if module is None or maps[0].dtype not in library.TYPES:
+        return None
+    boxes, images = tf.stop_gradient(tf.cast(boxes, tf.float32)), tf.cast(batch_indices, tf.int32)
+    method = "align" if aligned else "align_legacy"
+    return library.pool(module, maps, boxes, images, scales, bins, sampling_ratio, method)
+
+
+def _from_stock(features, boxes, scale, batch_indices, bins, sampling_ratio, aligned):
     boxes = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
     boxes = tf.where(tf.math.is_finite(boxes), boxes, -1e6)  # far outside: samples of 0
     start, end = boxes[:, 1::-1], boxes[:, :1:-1]  # (y, x)
@@ -160,20 +187,18 @@ def multilevel_roi_align(pyramid, boxes, batch_indices, output_size, sampling_ra
     Returns:
         `[R, output_size, output_size, C]`, in the order of `boxes`.
     """
+    settings = batch_indices, _rows_and_columns(output_size), sampling_ratio, aligned
+    scales = [1.0 / 2 ** (level + 2) for level in range(len(pyramid))]
+    compiled = _compiled(pyramid, boxes, scales, *settings)
+    return _by_level(pyramid, boxes, scales, *settings) if compiled is None else compiled
+
+
+def _by_level(pyramid, boxes, scales, batch_indices, *settings):
     level_of = roi_levels(boxes, len(pyramid))
     places, pooled = [], []
-    for level, features in enumerate(pyramid):
+    for level, (features, scale) in enumerate(zip(pyramid, scales)):
         place = tf.cast(tf.where(level_of == level)[:, 0], tf.int32)
         places.append(place)
-        pooled.append(
-            roi_align(
-                features,
-                tf.gather(boxes, place),
-                tf.gather(batch_indices, place),
-                output_size,
-                1.0 / 2 ** (level + 2),
-                sampling_ratio,
-                aligned,
-            )
-        )
+        images = tf.gather(batch_indices, place)
+        pooled.append(_from_stock(features, tf.gather(boxes, place), scale, images, *settings))
     return tf.gather(tf.concat(pooled, 0), tf.argsort(tf.concat(places, 0)))

@@ -1,5 +1,6 @@
-"""A trained model as a SavedModel of stock TensorFlow operations."""
+"""A trained model as a SavedModel, of stock TensorFlow operations unless told otherwise."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -8,8 +9,10 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from keras_mrcnn.ops import library
 
-def export_saved_model(model, folder):
+
+def export_saved_model(model, folder, operations="stock"):
     """Write `model` so that a process that knows TensorFlow alone can run it.
 
     The signature `serving_default` takes `images` (uint8 `[B, H, W, 3]`, RGB, network frame) and
@@ -20,11 +23,21 @@ def export_saved_model(model, folder):
     Args:
         model: `MaskRCNN`.
         folder: path that does not exist yet, or is empty.
+        operations: `stock`, or `native`: with the compiled operations. Then only a process that has loaded
+            their library (`keras_mrcnn.ops.library.choice()` does) can run it; TensorFlow Serving cannot.
 
     Raises:
         FileExistsError: something is there already.
-        ValueError: an operation in the graph is not a stock one; nothing stays in the folder's place then.
+        ValueError: `native`, and the compiled operations are not in use; or an operation in the graph is of
+            neither kind. Nothing stays in the folder's place then.
     """
+    if operations not in ("stock", "native"):
+        raise ValueError(f"`operations` is stock or native. Received: {operations!r}")
+    if operations == "native" and not library.choice().module:
+        raise ValueError(
+            f"There are no compiled operations to export: {library.choice().reason}. "
+            "KERAS_MRCNN_OPS=native builds and uses them."
+        )
     folder = pathlib.Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty. Export to another folder, or remove it first.")
@@ -34,18 +47,21 @@ def export_saved_model(model, folder):
     def detect(images, image_sizes):
         return model({"images": images, "image_sizes": image_sizes}, training=False)
 
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        detect,
-        input_signature=[
-            tf.TensorSpec([None, None, None, 3], tf.uint8, name="images"),
-            tf.TensorSpec([None, 2], tf.int32, name="image_sizes"),
-        ],
-    )
-    archive.write_out(folder, verbose=False)
-    foreign = foreign_operations(folder)
+    kind = library.stock_operations() if operations == "stock" else contextlib.nullcontext()
+    with kind:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint(
+            "serving_default",
+            detect,
+            input_signature=[
+                tf.TensorSpec([None, None, None, 3], tf.uint8, name="images"),
+                tf.TensorSpec([None, 2], tf.int32, name="image_sizes"),
+            ],
+        )
+        archive.write_out(folder, verbose=False)
+    known = library.OPERATIONS if operations == "native" else ()
+    foreign = [operation for operation in foreign_operations(folder) if operation not in known]
     if foreign:
         shutil.rmtree(folder)
         raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
