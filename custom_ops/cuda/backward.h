@@ -40,6 +40,7 @@ struct Index {
 };
 
 struct IndexRegions {
+  static constexpr int kResidentBlocks = 4;
   struct Shared {};
   Arguments a;
   Index index;
@@ -66,6 +67,7 @@ struct IndexRegions {
 };
 
 struct SortRegions {
+  static constexpr int kResidentBlocks = 4;
   struct Shared {};
   RoiAlignParameters p;
   Index index;
@@ -173,7 +175,7 @@ KERAS_MRCNN_DEVICE inline RoiRange samples_near(const RoiAxis& axis, int64_t bin
 }
 
 // Writes the bin number `lane` of `bins`; `bin` is its number in the region.
-KERAS_MRCNN_DEVICE inline void build_tile_bin(const RoiAlignParameters& p, const RoiAxis& axis, int64_t bin,
+KERAS_MRCNN_CALLED inline void build_tile_bin(const RoiAlignParameters& p, const RoiAxis& axis, int64_t bin,
                                               int32_t first, int64_t size, int lane, TileBins* bins) {
   float* weight = bins->weight[lane];
   for (int k = 0; k < kTile; ++k) weight[k] = 0.0f;
@@ -199,6 +201,8 @@ KERAS_MRCNN_DEVICE inline void build_tile_bin(const RoiAlignParameters& p, const
 
 template <typename T, int kCount>
 struct BackwardTiles {
+  static constexpr int kResidentBlocks = 3;
+
   struct Shared {
     int32_t list[kThreads];
     TileBins bins[kWarps][2];  // of a region: y, x
@@ -281,6 +285,7 @@ struct BackwardTiles {
           const int column = thread / kLanes;
           const int64_t channel = (tile.part * static_cast<int64_t>(kLanes) + thread % kLanes) * kCount;
           if (channel >= a.p.channels) return;
+          KERAS_MRCNN_LOOP
           for (int slot = 0; slot < count; ++slot) {
             const TileBins* bins = shared.bins[slot];
             if (a.p.reduction == ROI_AVERAGE) add_average(bins, part, list[slot], column, channel, &sums[thread]);
@@ -316,6 +321,7 @@ struct BackwardTiles {
                                       int64_t channel, Sums* sums) const {
     const uint32_t columns = bins_of_column(bins[1], part.columns, column);
     if (columns == 0) return;
+    KERAS_MRCNN_LOOP
     for (int i = 0; i < part.rows; ++i) {
       if (bins[0].touched[i] == 0) continue;
       const T* from = output_gradient + output_offset(region, part.i + i, part.j, channel);
@@ -338,12 +344,13 @@ struct BackwardTiles {
     if (columns == 0) return;
     const RoiLevel& level = a.p.level[tile.level];
     const RoiAxis* axes = index.entries[region].axes;
+    KERAS_MRCNN_LOOP
     for (int i = 0; i < part.rows; ++i) {
       if (bins[0].touched[i] == 0) continue;
       for (int j = 0; columns >> j; ++j) {
         if (!(columns >> j & 1)) continue;
         const int64_t offset = output_offset(region, part.i + i, part.j + j, channel);
-        const Floats<kCount> from = load<kCount>(output_gradient + offset);
+        const Floats<kCount> from = widen(load<kCount>(output_gradient + offset));
         KERAS_MRCNN_UNROLL
         for (int c = 0; c < kCount; ++c) {
           const uint32_t which = index.which[offset + c];

@@ -14,12 +14,14 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define KERAS_MRCNN_DEVICE __device__
+#define KERAS_MRCNN_CALLED __device__ __noinline__
 #define KERAS_MRCNN_UNROLL _Pragma("unroll")
-#define KERAS_MRCNN_UNROLL_4 _Pragma("unroll 4")
+#define KERAS_MRCNN_LOOP _Pragma("unroll 1")
 #else
 #define KERAS_MRCNN_DEVICE
+#define KERAS_MRCNN_CALLED
 #define KERAS_MRCNN_UNROLL
-#define KERAS_MRCNN_UNROLL_4
+#define KERAS_MRCNN_LOOP
 #endif
 
 #include "../roi_align_geometry.h"
@@ -186,11 +188,15 @@ struct Floats {
 };
 
 template <int kCount, typename T>
-KERAS_MRCNN_DEVICE inline Floats<kCount> load(const T* from) {
-  const Vector<T, kCount> vector = *reinterpret_cast<const Vector<T, kCount>*>(from);
+KERAS_MRCNN_DEVICE inline Vector<T, kCount> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, kCount>*>(from);
+}
+
+template <typename T, int kCount>
+KERAS_MRCNN_DEVICE inline Floats<kCount> widen(const Vector<T, kCount>& from) {
   Floats<kCount> result;
   KERAS_MRCNN_UNROLL
-  for (int k = 0; k < kCount; ++k) result.values[k] = to_float(vector.elements[k]);
+  for (int k = 0; k < kCount; ++k) result.values[k] = to_float(from.elements[k]);
   return result;
 }
 
@@ -214,6 +220,11 @@ template <int kCount>
 KERAS_MRCNN_DEVICE inline void add_scaled(const Floats<kCount>& from, float weight, Floats<kCount>* to) {
   KERAS_MRCNN_UNROLL
   for (int k = 0; k < kCount; ++k) to->values[k] += weight * from.values[k];
+}
+
+template <typename T, int kCount>
+KERAS_MRCNN_DEVICE inline void add_scaled(const Vector<T, kCount>& from, float weight, Floats<kCount>* to) {
+  add_scaled(widen(from), weight, to);
 }
 
 }  // namespace keras_mrcnn

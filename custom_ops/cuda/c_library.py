@@ -1,11 +1,10 @@
-"""The C library of the CUDA kernels from numpy or torch: building it, and calling it; for tests and benchmarks.
+"""The C library of the CUDA kernels from numpy or torch, for tests and benchmarks: building and calling it.
 
-Built for a device by nvcc, or for the host by g++ (`roi_align_host.cc`), where the same bodies run thread after
-thread on numpy arrays.
+Built for a device by nvcc, or for the host by g++ (`roi_align_host.cc`), where the same bodies run thread
+after thread on numpy arrays.
 """
 
 import ctypes
-import functools
 import pathlib
 import subprocess
 
@@ -19,21 +18,21 @@ TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "uint16": 2}  # RoiType; num
 INVALID_PARAMETERS = -1
 
 
-def compile_for_devices(path, architectures=ARCHITECTURES, compiler="nvcc"):
-    """Compiles for these compute capabilities (90: 9.0), and PTX of the newest for those to come; returns `path`.
+def compile_for_devices(path, architectures=ARCHITECTURES, libraries=(), compiler="nvcc"):
+    """Compiles for these compute capabilities (90: 9.0), and PTX of the newest for later ones; returns `path`.
 
-    The runtime is linked statically, its names stay inside, and it stands before other libraries: TensorFlow's
-    export functions of the same names.
+    `libraries` are linked too, after the static CUDA runtime: TensorFlow's framework library exports stubs of
+    the same names, and whichever stands first is taken. The runtime's own names stay inside the result.
     """
     codes = [f"-gencode=arch=compute_{k},code=sm_{k}" for k in architectures]
-    newest = max(architectures)
-    codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-    options = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-ffp-contract=off"]
-    object_file = f"{path}.o"
+    codes.append(f"-gencode=arch=compute_{max(architectures)},code=compute_{max(architectures)}")
+    options = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-ffp-contract=off"]
+    object_file = pathlib.Path(f"{path}.o")
     subprocess.run([compiler, *options, *codes, "-c", FOLDER / "roi_align.cu", "-o", object_file], check=True)
-    link = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL"]
-    subprocess.run([compiler, *link, object_file, "-o", path], check=True)
-    pathlib.Path(object_file).unlink()
+    runtime = ["-cudart=none", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+    link = [compiler, "-shared", "-Xlinker=--exclude-libs=ALL", object_file, *runtime, *libraries, "-o", path]
+    subprocess.run(link, check=True)
+    object_file.unlink()
     return path
 
 
@@ -75,8 +74,9 @@ class CudaError(RuntimeError):
 class Functions:
     """The functions of the library at `path`, which write into arrays given; `CudaError` for a status but 0.
 
-    `settings` is `custom_ops.c_library.Settings`, `case` is (features, boxes, images, levels or None); arrays are
-    contiguous, in device memory for a library made by `compile_for_devices`. `stream` is a cudaStream_t as a number.
+    `settings` is `custom_ops.c_library.Settings`, `case` is (features, boxes, images, levels or None). Arrays
+    are contiguous, in device memory for a library made by `compile_for_devices`. `stream` is a cudaStream_t as
+    a number.
     """
 
     def __init__(self, path):
@@ -152,10 +152,3 @@ class HostLibrary:
         memory = np.full(count + 16, 0xAB, np.uint8)
         start = -memory.ctypes.data % 16
         return memory[start : start + count].view(dtype).reshape(shape)
-
-
-@functools.cache
-def undefined_symbols(path):
-    """Names that a library expects from others."""
-    listed = subprocess.run(["nm", "-D", "--undefined-only", path], check=True, capture_output=True, text=True)
-    return [line.split()[-1] for line in listed.stdout.splitlines()]

@@ -45,6 +45,9 @@ KERAS_MRCNN_DEVICE inline int32_t count_rounds(bool one, const Lists* lists, int
 
 template <typename T, int kCount>
 struct ForwardAverage {
+  static constexpr int kResidentBlocks = sizeof(T) == 4 ? 4 : 3;  // on a multiprocessor; bounds the registers
+  static constexpr int kAtOnce = 4;  // loads that do not wait for each other
+
   struct Shared {
     Taps columns[kBins];
     Taps row;
@@ -85,21 +88,21 @@ struct ForwardAverage {
     build(0, 0);
     const int32_t y_rounds = count_rounds(y.grid <= kSamples, &shared.row, 1);
     const int32_t x_rounds = count_rounds(x.grid <= kSamples, shared.columns, row.bins);
-    const int64_t vectors = a.p.channels / kCount, items = row.bins * vectors;
-    for (int64_t first = 0; first < items; first += kThreads) {
+    const int32_t vectors = static_cast<int32_t>(a.p.channels / kCount), items = row.bins * vectors;
+    for (int32_t first = 0; first < items; first += kThreads) {
       typename Block::template Own<Floats<kCount>> sums;
       block.run([&](int thread) { sums[thread] = zeros<kCount>(); });
       for (int32_t y_round = 0; y_round < y_rounds; ++y_round) {
         for (int32_t x_round = 0; x_round < x_rounds; ++x_round) {
           if (y_rounds * static_cast<int64_t>(x_rounds) > 1) build(y_round, x_round);
           block.run([&](int thread) {
-            const int64_t item = first + thread;
+            const int32_t item = first + thread;
             if (item < items) add_bin(shared, image, level.width, item / vectors, item % vectors, &sums[thread]);
           });
         }
       }
       block.run([&](int thread) {
-        const int64_t item = first + thread;
+        const int32_t item = first + thread;
         if (item >= items) return;
         const int64_t bin =
             (row.region * a.p.output_height + row.i) * a.p.output_width + row.first_j + item / vectors;
@@ -108,16 +111,30 @@ struct ForwardAverage {
     }
   }
 
-  KERAS_MRCNN_DEVICE void add_bin(const Shared& shared, const T* image, int64_t width, int64_t bin, int64_t vector,
+  KERAS_MRCNN_DEVICE void add_bin(const Shared& shared, const T* image, int64_t width, int32_t bin, int32_t vector,
                                   Floats<kCount>* sum) const {
     const Taps& columns = shared.columns[bin];
     const T* channel = image + vector * kCount;
+    const int32_t channels = static_cast<int32_t>(a.p.channels);
+    KERAS_MRCNN_LOOP
     for (int32_t r = 0; r < shared.row.count; ++r) {
-      const T* line = channel + shared.row.pixel[r] * width * a.p.channels;
+      const T* line = channel + shared.row.pixel[r] * width * channels;
       Floats<kCount> line_sum = zeros<kCount>();
-      KERAS_MRCNN_UNROLL_4
-      for (int32_t k = 0; k < columns.count; ++k) {
-        add_scaled(load<kCount>(line + columns.pixel[k] * a.p.channels), columns.weight[k], &line_sum);
+      int32_t k = 0;
+      KERAS_MRCNN_LOOP
+      for (; k + kAtOnce <= columns.count; k += kAtOnce) {
+        Vector<T, kCount> values[kAtOnce];
+        KERAS_MRCNN_UNROLL
+        for (int n = 0; n < kAtOnce; ++n) {
+          values[n] = load<kCount>(line + static_cast<int64_t>(columns.pixel[k + n]) * channels);
+        }
+        KERAS_MRCNN_UNROLL
+        for (int n = 0; n < kAtOnce; ++n) add_scaled(values[n], columns.weight[k + n], &line_sum);
+      }
+      KERAS_MRCNN_LOOP
+      for (; k < columns.count; ++k) {
+        const T* from = line + static_cast<int64_t>(columns.pixel[k]) * channels;
+        add_scaled(load<kCount>(from), columns.weight[k], &line_sum);
       }
       add_scaled(line_sum, shared.row.weight[r], sum);
     }
@@ -139,6 +156,8 @@ struct Samples {
 // are one candidate, 0, at the place of the first of them.
 template <typename T, int kCount>
 struct ForwardMaximum {
+  static constexpr int kResidentBlocks = 2;
+
   struct Shared {
     Samples columns[kBins];
     Samples row;
@@ -163,7 +182,7 @@ struct ForwardMaximum {
     uint32_t which[kCount];
   };
 
-  KERAS_MRCNN_DEVICE void build_samples(const RoiAxis& axis, int64_t bin, int64_t size, int32_t round,
+  KERAS_MRCNN_CALLED void build_samples(const RoiAxis& axis, int64_t bin, int64_t size, int32_t round,
                                         Samples* s) const {
     const RoiRange inside = bin_samples(a.p, axis, bin, size);
     s->samples = inside.end - inside.begin;
@@ -199,15 +218,15 @@ struct ForwardMaximum {
     const bool pool = a.p.method == ROI_POOL;  // as many samples as pixels
     const int32_t y_rounds = count_rounds(!pool && y.grid <= kSamples, &shared.row, 1);
     const int32_t x_rounds = count_rounds(!pool && x.grid <= kSamples, shared.columns, row.bins);
-    const int64_t vectors = a.p.channels / kCount, items = row.bins * vectors;
-    for (int64_t first = 0; first < items; first += kThreads) {
+    const int32_t vectors = static_cast<int32_t>(a.p.channels / kCount), items = row.bins * vectors;
+    for (int32_t first = 0; first < items; first += kThreads) {
       typename Block::template Own<Best> bests;
       block.run([&](int thread) { start(&bests[thread]); });
       for (int32_t y_round = 0; y_round < y_rounds; ++y_round) {
         for (int32_t x_round = 0; x_round < x_rounds; ++x_round) {
           if (y_rounds * static_cast<int64_t>(x_rounds) > 1) build(y_round, x_round);
           block.run([&](int thread) {
-            const int64_t item = first + thread;
+            const int32_t item = first + thread;
             if (item >= items) return;
             compare(shared.row, shared.columns[item / vectors], image + item % vectors * kCount, level.width,
                     &bests[thread]);
@@ -215,7 +234,7 @@ struct ForwardMaximum {
         }
       }
       block.run([&](int thread) {
-        const int64_t item = first + thread;
+        const int32_t item = first + thread;
         if (item >= items) return;
         finish(shared.row, shared.columns[item / vectors], &bests[thread]);
         const int64_t bin =
@@ -239,11 +258,12 @@ struct ForwardMaximum {
       const RoiSample y = rows.sample[r];
       const T* low = channel + y.low * width * a.p.channels;
       const T* high = channel + y.high * width * a.p.channels;
+      KERAS_MRCNN_LOOP
       for (int32_t k = 0; k < columns.count; ++k) {
         const RoiSample x = columns.sample[k];
         Floats<kCount> value;
         if (a.p.method == ROI_POOL) {
-          value = load<kCount>(low + x.low * a.p.channels);
+          value = widen(load<kCount>(low + x.low * a.p.channels));
         } else {
           value = zeros<kCount>();
           add_scaled(load<kCount>(low + x.low * a.p.channels), y.low_weight * x.low_weight, &value);

@@ -10,6 +10,7 @@
 namespace keras_mrcnn {
 
 struct CheckRegions {
+  static constexpr int kResidentBlocks = 4;
   struct Shared {};
   RoiAlignParameters p;
   const int32_t* images;

@@ -60,8 +60,8 @@ KERAS_MRCNN_DEVICE inline RoiSample bin_sample(const RoiAlignParameters& p, cons
 
 // Pixels and weights of up to kSamples samples of a bin; a pixel that neighbouring samples share is one tap.
 struct Taps {
-  int32_t pixel[kTaps];
-  float weight[kTaps];
+  alignas(16) int32_t pixel[kTaps];
+  alignas(16) float weight[kTaps];
   int32_t count;
   int32_t samples;  // of the whole bin, inside the map
 };
@@ -79,7 +79,7 @@ KERAS_MRCNN_DEVICE inline void add_tap(Taps* taps, int32_t pixel, float weight) 
 }
 
 // The taps of the samples [chunk * kSamples, (chunk + 1) * kSamples) among those inside the map.
-KERAS_MRCNN_DEVICE inline void build_taps(const RoiAxis& axis, int64_t bin, int64_t size, int32_t chunk,
+KERAS_MRCNN_CALLED inline void build_taps(const RoiAxis& axis, int64_t bin, int64_t size, int32_t chunk,
                                           Taps* taps) {
   const RoiRange inside = roi_samples_inside(axis, bin, size);
   const int32_t begin = inside.begin + chunk * kSamples;

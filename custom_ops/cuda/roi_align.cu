@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kMostBlocks = INT32_MAX;
 
 template <typename Body>
-__global__ void __launch_bounds__(kThreads) run_body(const __grid_constant__ Body body) {
+__global__ void __launch_bounds__(kThreads, Body::kResidentBlocks) run_body(const __grid_constant__ Body body) {
   __shared__ typename Body::Shared shared;
   DeviceBlock block;
   body(block, shared);

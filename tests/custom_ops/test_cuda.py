@@ -1,14 +1,17 @@
-"""The CUDA kernels without a device: their bodies run by the host, thread after thread, and the built library.
+"""The CUDA kernels without a device: their bodies run by the host, thread after thread; the built library.
 
 The tests of the CPU kernels run here again, with another `library`.
 """
 
+import pathlib
+import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from custom_ops.c_library import ALIGN, AVERAGE, LEGACY, MAXIMUM, POOL, WARP, Settings
+from custom_ops.c_library import ALIGN, AVERAGE, LEGACY, MAXIMUM, Library, Settings
 from custom_ops.cuda import c_library as cuda
 from tests.custom_ops.slow_roi import gradient_for, random_case
 from tests.custom_ops.test_cpu_calls import (  # noqa: F401
@@ -34,11 +37,11 @@ from tests.custom_ops.test_cpu_kernels import (  # noqa: F401
     test_warp_is_legacy_with_rounded_corners,
 )
 
+FUZZ = [pathlib.Path(__file__).with_name(name) for name in ("fuzz_roi_align.cc", "cuda_on_host.cc")]
+
 
 @pytest.fixture(scope="module")
 def cpu_library(library_path):
-    from custom_ops.c_library import Library
-
     return Library(library_path)
 
 
@@ -131,7 +134,9 @@ def test_a_region_of_nowhere_is_named_and_pools_to_zero(library, what, wrong, re
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("wrong", [{"size": (0, 2)}, {"ratio": -1}, {"method": 4}, {"scales": (np.nan,)}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"size": (0, 2)}, {"ratio": -1}, {"method": 4}, {"scales": (np.nan,)}], ids=str
+)
 def test_wrong_parameters(library, wrong):
     features, boxes, images = random_case(np.random.default_rng(8))
     settings = Settings((2, 2), (1.0,))._replace(**wrong)
@@ -152,3 +157,69 @@ def test_a_gradient_that_is_not_finite_stays_with_its_pixels(library):
     (gradient,) = library.backward(settings, features, boxes, np.zeros(2, np.int32), output_gradient)
     assert np.isnan(gradient[0, 2:4, 2:4]).all()
     assert np.isfinite(gradient[0, 5:]).all() and np.isfinite(gradient[0, :, 5:]).all()
+
+
+def test_random_calls_under_the_sanitizers(compiler, tmp_path):
+    program, empty = tmp_path / "program", tmp_path / "empty.cc"
+    command = [compiler, "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+    empty.write_text("int main() {}")
+    if subprocess.run([*command, empty, "-o", program], capture_output=True).returncode:
+        pytest.skip("this g++ has no sanitizers")
+    command += ["-O1", "-g", "-std=c++17", "-ffp-contract=off", f"-I{cuda.FOLDER.parent}"]
+    subprocess.run([*command, cuda.FOLDER / "roi_align_host.cc", *FUZZ, "-o", program], check=True)
+    done = subprocess.run([program, "300"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def nvcc():
+    path = shutil.which("nvcc")
+    if not path:
+        pytest.skip("no nvcc")
+    return path
+
+
+def undefined(path, pattern):
+    """Names that a library expects from others."""
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", path], check=True, capture_output=True, text=True
+    )
+    return re.findall(pattern, listed.stdout)
+
+
+def assert_fails_without_a_driver(path):
+    """A call returns an error that says so, where there is no driver; nothing is known where there is one."""
+    if pathlib.Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a device: custom_ops/benchmarks/roi_align_cuda.py has checks for it")
+    functions = cuda.Functions(path)
+    features, boxes, images = random_case(np.random.default_rng(9), shape=(1, 4, 4, 4))
+    case, settings = (features, boxes, images, None), Settings((1, 1), (1.0,))
+    output, workspace = np.zeros((len(boxes), 1, 1, 4), np.float32), np.zeros(4000, np.uint8)
+    for call in (
+        lambda: functions.forward(settings, case, output),
+        lambda: functions.backward(settings, case, output, [features[0].copy()], workspace),
+        lambda: functions.check(settings, case, np.zeros(1, np.int32)),
+    ):
+        with pytest.raises(cuda.CudaError, match="CUDA") as error:
+            call()
+        assert error.value.status in (35, 100)  # cudaErrorInsufficientDriver, cudaErrorNoDevice
+
+
+def test_the_library_for_devices_needs_no_cuda_library_and_no_driver(nvcc, tmp_path):
+    path = cuda.compile_for_devices(tmp_path / "roi_align.so", (90,), compiler=nvcc)
+    assert undefined(path, "malloc") and not undefined(path, r"\bcu[a-z]*[A-Z]\w*")
+    assert_fails_without_a_driver(path)
+
+
+@pytest.mark.proof
+def test_all_architectures_beside_tensorflow(nvcc, tmp_path):
+    import tensorflow as tf
+
+    folder = tf.sysconfig.get_lib()
+    libraries = ["-L", folder, "-l:libtensorflow_framework.so.2"]
+    path = cuda.compile_for_devices(tmp_path / "roi_align.so", libraries=libraries, compiler=nvcc)
+    assert not undefined(path, r"\bcu[a-z]*[A-Z]\w*")
+    assert_fails_without_a_driver(path)
+    binary = path.read_bytes()
+    for architecture in cuda.ARCHITECTURES:
+        assert f"sm_{architecture}".encode() in binary
