@@ -19,7 +19,7 @@ INVALID_PARAMETERS = -1
 
 
 def compile_for_devices(path, architectures=ARCHITECTURES, libraries=(), compiler="nvcc"):
-    """Compiles for these compute capabilities (90: 9.0), and PTX of the newest for later ones; returns `path`.
+    """Compiles for these compute capabilities (90: 9.0), and PTX of the newest for more; returns `path`.
 
     `libraries` are linked too, after the static CUDA runtime: TensorFlow's framework library exports stubs of
     the same names, and whichever stands first is taken. The runtime's own names stay inside the result.
@@ -75,8 +75,8 @@ class Functions:
     """The functions of the library at `path`, which write into arrays given; `CudaError` for a status but 0.
 
     `settings` is `custom_ops.c_library.Settings`, `case` is (features, boxes, images, levels or None). Arrays
-    are contiguous, in device memory for a library made by `compile_for_devices`. `stream` is a cudaStream_t as
-    a number.
+    are contiguous, in device memory for a library made by `compile_for_devices`. `stream` is the number of a
+    cudaStream_t.
     """
 
     def __init__(self, path):
