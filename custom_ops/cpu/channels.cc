@@ -200,6 +200,9 @@ struct Largest {
 const Float32* elements(const float* values) { return reinterpret_cast<const Float32*>(values); }
 Float32* elements(float* values) { return reinterpret_cast<Float32*>(values); }
 
+// g++ 12 compares vectors of 64 bytes one element at a time.
+constexpr int comparable(int bytes) { return bytes < 32 ? bytes : 32; }
+
 // The loops for one instruction set, in a namespace of their own.
 #define KERAS_MRCNN_LOOPS(NAME, TARGET, BYTES)                                                               \
   namespace NAME {                                                                                           \
@@ -243,7 +246,7 @@ Float32* elements(float* values) { return reinterpret_cast<Float32*>(values); }
     for (int64_t k = 0; k < count; ++k) {                                                                    \
       const Largest one = {elements(line), picks + starts[k], picks + starts[k + 1], row,                    \
                            elements(best) + k * channels, which + k * channels};                             \
-      for_channels<BYTES>(channels, one);                                                                    \
+      for_channels<comparable(BYTES)>(channels, one);                                                        \
     }                                                                                                        \
   }                                                                                                          \
   template <typename T>                                                                                      \

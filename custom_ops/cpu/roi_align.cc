@@ -42,7 +42,7 @@ int32_t run(const RoiParallel* parallel, int64_t total, int64_t cost, const Work
   struct Context {
     const Work& work;
     std::atomic<int32_t> status;
-  } context = {work, {ROI_ALIGN_OK}};
+  } shared = {work, {ROI_ALIGN_OK}};
   const auto call = [](void* pointer, int64_t begin, int64_t end) {
     Context& context = *static_cast<Context*>(pointer);
     try {
@@ -52,9 +52,9 @@ int32_t run(const RoiParallel* parallel, int64_t total, int64_t cost, const Work
     }
   };
   if (total == 0) return ROI_ALIGN_OK;
-  if (parallel) parallel->parallel_for(parallel->context, total, cost, call, &context);
-  else call(&context, 0, total);
-  return context.status;
+  if (parallel) parallel->parallel_for(parallel->context, total, cost, call, &shared);
+  else call(&shared, 0, total);
+  return shared.status;
 }
 
 template <typename Reduction>
