@@ -7,7 +7,7 @@ minutes at most. `--only checks` leaves out the times. `--device host` makes the
 the kernels' bodies run by the processor.
 
 Checks: against torchvision (forward 1e-5, gradient 1e-4, float32); every method, reduction and type against
-the same bodies run by the processor; the gradient bit for bit over 10 runs. The exit status is 1 if one fails.
+the same bodies run by the processor; the gradient bit for bit over 10 runs. Exit status 1 if one fails.
 
 Times: 1000 regions on P2 to P5 of an image of 800 x 1344, 256 channels. Milliseconds, the median of 20 runs
 with an emptied L2 cache, by CUDA events; ours is one call on channels-last maps, torchvision's is one call
@@ -115,7 +115,7 @@ class Theirs:
 
 
 def make_case(device, dtype, seed, regions=REGIONS, image=IMAGE, channels=CHANNELS, batch=1, reach=0.0):
-    """(features, boxes, images, levels): regions of 16 to 700 pixels; `reach`: outside the image, relative."""
+    """(features, boxes, images, levels): regions of 16 to 700 pixels; `reach` of the way outside."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     side, aspect = np.exp(rng.uniform(np.log(16), np.log(700), regions)), np.exp(rng.normal(0, 0.4, regions))
@@ -294,7 +294,7 @@ def time_case(ours, dtype, bins, ratio, flush, speed):
             f"{str(dtype).removeprefix('torch.'):8} {bins:2} x {bins:<2} {ratio or 'adaptive':8} {name:8} "
             f"{our_time:7.3f} ms {size / our_time / 1e6:6.0f} GB/s   {their_time:7.3f} ms "
             f"{size / their_time / 1e6:6.0f} GB/s   {their_time / our_time:5.2f} x   "
-            f"floor {floor:6.3f} ms, {our_time / floor:4.2f} x{'   (torchvision with casts)' if casts else ''}",
+            f"floor {floor:6.3f} ms, {our_time / floor:4.2f} x{'   (theirs with casts)' if casts else ''}",
             flush=True,
         )
 

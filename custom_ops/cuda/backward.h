@@ -1,105 +1,28 @@
-// Backward bodies: the gradient is gathered, not scattered, so there are no atomics and one order of summation.
+// The gradient to the features: gathered, not scattered, so no atomics, and one order of summation.
 //
-// 1. IndexRegions: the map of each region (image and level: its key) and the pixels it may read.
-// 2. SortRegions: one block per key lists the regions of its key, in their order.
-// 3. For ROI_MAXIMUM, ForwardMaximum writes the number of the largest sample of every bin and channel.
-// 4. BackwardTiles: a block owns a tile of kTile x kTile pixels of one map and kLanes vectors of channels. A warp
-//    owns a column of the tile, a lane a vector; its sums for the kTile pixels of the column stay in registers.
-//    The block goes through the regions that reach the tile, in order, kWarps at a time: first each warp writes the
-//    weights of one region's bins for the tile's rows and columns, a lane per bin and axis. Then all warps add:
-//    columns first (the bins of a row that read this column), rows second. The gradient of the output is read a
-//    few times from caches, that of the map is written once, also where no region is.
+// 1. index.h lists the regions of each map in their order, with the pixels they may read.
+// 2. For ROI_MAXIMUM, ForwardMaximum writes the number of the largest sample of every bin and channel.
+// 3. BackwardTiles: a block owns a tile of kTile x kTile pixels of one map and kLanes vectors of channels.
+//    A warp owns a column of the tile, a lane a vector, and its sums for the column's pixels stay in
+//    registers. The block goes through the regions that reach the tile, kWarps at a time. First each warp
+//    writes the weights of one region's bins for the rows and columns of the tile, a lane per bin and axis.
+//    Then all warps add: columns first (the bins of a row that read this column), rows second. The gradient
+//    of the output is read a few times, mostly from caches; that of the map is written once, zeros where no
+//    region is.
 // The coarsest level comes first: its tiles have the most regions and must not be the last to finish.
 //
-// By count this moves less than atomics would: those need a cleared float32 map, and an addition in memory for each
-// of the four or more pixels of each sample of each channel.
+// By count this moves less than atomics would: those need a cleared float32 map, and an addition in memory
+// for each of the four or more pixels of each sample of each channel.
 #ifndef KERAS_MRCNN_CUDA_BACKWARD_H_
 #define KERAS_MRCNN_CUDA_BACKWARD_H_
 
 #include "forward.h"
+#include "index.h"
 
 namespace keras_mrcnn {
 
 constexpr int kTile = 8;
 static_assert(kTile == kWarps && 2 * kBins == kLanes, "a warp per column; a lane per axis and bin");
-
-// What step 4 needs to know of a region.
-struct Entry {
-  RoiAxis axes[2];     // y, x
-  RoiRange pixels[2];  // that it may read
-};
-
-// The workspace, device memory.
-struct Index {
-  Entry* entries;   // [regions]
-  int32_t* keys;    // [regions], image * levels + level; -1: of a map that is not there
-  int32_t* order;   // [regions], sorted by key
-  int32_t* begins;  // [keys], where a key's regions are in `order`
-  int32_t* ends;
-  uint32_t* which;  // as the output, for ROI_MAXIMUM
-};
-
-struct IndexRegions {
-  static constexpr int kResidentBlocks = 4;
-  struct Shared {};
-  Arguments a;
-  Index index;
-
-  int64_t blocks() const { return ceil_divide(a.p.regions, kThreads); }
-
-  template <typename Block>
-  KERAS_MRCNN_DEVICE void operator()(Block& block, Shared&) const {
-    for (int64_t first = block.index() * kThreads; first < a.p.regions; first += block.count() * kThreads) {
-      block.run([&](int thread) {
-        const int64_t region = first + thread;
-        if (region >= a.p.regions) return;
-        const Place place = find_place(a.p, a.boxes, a.images, a.levels, region);
-        const RoiLevel& level = a.p.level[place.level];
-        Entry& entry = index.entries[region];
-        entry.axes[0] = y_axis(a, region, place.level);
-        entry.axes[1] = x_axis(a, region, place.level);
-        entry.pixels[0] = axis_pixels(entry.axes[0], a.p.output_height, level.height);
-        entry.pixels[1] = axis_pixels(entry.axes[1], a.p.output_width, level.width);
-        index.keys[region] = place.image < 0 ? -1 : place.image * a.p.levels + place.level;
-      });
-    }
-  }
-};
-
-struct SortRegions {
-  static constexpr int kResidentBlocks = 4;
-  struct Shared {};
-  RoiAlignParameters p;
-  Index index;
-
-  int64_t blocks() const { return p.batch * p.levels; }
-
-  template <typename Block>
-  KERAS_MRCNN_DEVICE void operator()(Block& block, Shared&) const {
-    for (int64_t key = block.index(); key < p.batch * p.levels; key += block.count()) {
-      const int32_t regions = static_cast<int32_t>(p.regions);
-      const int32_t begin = block.reduce(
-          [&](int thread) {
-            int32_t lower = 0;
-            for (int64_t k = thread; k < regions; k += kThreads) lower += index.keys[k] >= 0 && index.keys[k] < key;
-            return lower;
-          },
-          [](int32_t a, int32_t b) { return a + b; });
-      int32_t end = begin;
-      for (int64_t first = 0; first < regions; first += kThreads) {
-        end += block.compact(index.order + end, [&](int thread) {
-          const int64_t region = first + thread;
-          return region < regions && index.keys[region] == key ? static_cast<int32_t>(region) : -1;
-        });
-      }
-      block.run([&](int thread) {
-        if (thread != 0) return;
-        index.begins[key] = begin;
-        index.ends[key] = end;
-      });
-    }
-  }
-};
 
 // The tiles of all maps of all levels.
 struct TileGrid {
@@ -252,7 +175,8 @@ struct BackwardTiles {
         return reaches(index.entries[region], tile) ? region : -1;
       });
       for (int from = 0; from < count; from += kWarps) {
-        add_regions(block, shared, tile, shared.list + from, count - from < kWarps ? count - from : kWarps, sums);
+        add_regions(block, shared, tile, shared.list + from, count - from < kWarps ? count - from : kWarps,
+                    sums);
       }
       block.sync();  // the list is no longer read
     }
@@ -269,8 +193,8 @@ struct BackwardTiles {
   }
 
   template <typename Block, typename OwnSums>
-  KERAS_MRCNN_DEVICE void add_regions(Block& block, Shared& shared, const Tile& tile, const int32_t* list, int count,
-                                      OwnSums& sums) const {
+  KERAS_MRCNN_DEVICE void add_regions(Block& block, Shared& shared, const Tile& tile, const int32_t* list,
+                                      int count, OwnSums& sums) const {
     for (int64_t i = 0; i < a.p.output_height; i += kBins) {
       for (int64_t j = 0; j < a.p.output_width; j += kBins) {
         const Part part = {i, j, static_cast<int>(smaller(kBins, a.p.output_height - i)),
@@ -288,7 +212,8 @@ struct BackwardTiles {
           KERAS_MRCNN_LOOP
           for (int slot = 0; slot < count; ++slot) {
             const TileBins* bins = shared.bins[slot];
-            if (a.p.reduction == ROI_AVERAGE) add_average(bins, part, list[slot], column, channel, &sums[thread]);
+            if (a.p.reduction == ROI_AVERAGE)
+              add_average(bins, part, list[slot], column, channel, &sums[thread]);
             else add_maximum(bins, tile, part, list[slot], column, channel, &sums[thread]);
           }
         });
@@ -327,7 +252,8 @@ struct BackwardTiles {
       const T* from = output_gradient + output_offset(region, part.i + i, part.j, channel);
       Floats<kCount> line = zeros<kCount>();
       for (int j = 0; columns >> j; ++j) {
-        if (columns >> j & 1) add_scaled(load<kCount>(from + j * a.p.channels), bins[1].weight[j][column], &line);
+        if (columns >> j & 1)
+          add_scaled(load<kCount>(from + j * a.p.channels), bins[1].weight[j][column], &line);
       }
       KERAS_MRCNN_UNROLL
       for (int k = 0; k < kTile; ++k) {
@@ -338,8 +264,8 @@ struct BackwardTiles {
   }
 
   // Slow and simple: the largest sample of each bin and channel is found again from its number.
-  KERAS_MRCNN_DEVICE void add_maximum(const TileBins* bins, const Tile& tile, const Part& part, int32_t region,
-                                      int column, int64_t channel, Sums* sums) const {
+  KERAS_MRCNN_DEVICE void add_maximum(const TileBins* bins, const Tile& tile, const Part& part,
+                                      int32_t region, int column, int64_t channel, Sums* sums) const {
     const uint32_t columns = bins_of_column(bins[1], part.columns, column);
     if (columns == 0) return;
     const RoiLevel& level = a.p.level[tile.level];
@@ -372,7 +298,8 @@ struct BackwardTiles {
   }
 
   KERAS_MRCNN_DEVICE static float weight_of(const RoiSample& sample, int32_t pixel) {
-    return (sample.low == pixel ? sample.low_weight : 0.0f) + (sample.high == pixel ? sample.high_weight : 0.0f);
+    return (sample.low == pixel ? sample.low_weight : 0.0f) +
+           (sample.high == pixel ? sample.high_weight : 0.0f);
   }
 
   KERAS_MRCNN_DEVICE void write(const Tile& tile, int thread, const Sums& sums) const {

@@ -1,9 +1,9 @@
 // What a kernel body sees of the machine: a block of threads that run phase by phase, and memory in vectors.
 //
-// A body is written once and runs in two places. In a kernel, `run(f)` calls f(thread) in each thread of the block,
-// and `sync()` is the barrier between phases. On the host, `run(f)` calls f for all threads in turn, so that every
-// index and sum of the bodies can be tested without a device. What differs between the two is in this file only.
-// Decisions between phases must be the same in all threads.
+// A body is written once and runs in two places. In a kernel, `run(f)` calls f(thread) in each thread of the
+// block, and `sync()` is the barrier between phases. On the host, `run(f)` calls f for all threads in turn,
+// so that every index and sum of the bodies can be tested without a device. What differs between the two is
+// in this file only. Decisions between phases must be the same in all threads.
 #ifndef KERAS_MRCNN_CUDA_BLOCK_H_
 #define KERAS_MRCNN_CUDA_BLOCK_H_
 
@@ -52,8 +52,8 @@ class DeviceBlock {
     work(static_cast<int>(threadIdx.x));
   }
 
-  // Appends to `list` the values of all threads that are not negative, in the order of the threads; returns how
-  // many, to each thread. Ends with a barrier.
+  // Appends to `list` the values of all threads that are not negative, in the order of the threads; returns
+  // how many, to each thread. Ends with a barrier.
   template <typename Value>
   __device__ int compact(int32_t* list, Value value) {
     __shared__ int counts[kWarps];

@@ -1,10 +1,11 @@
-// The functions of roi_align.h. Included once by a source that has defined, in namespace keras_mrcnn, a Launcher
-// (launch.h) made of a stream, and message(status) for the errors of its own.
+// The functions of roi_align.h. Included once by a source that has defined, in namespace keras_mrcnn, a
+// Launcher (launch.h) made of a stream, and message(status) for the errors of its own.
 
 using namespace keras_mrcnn;
 
 const char* keras_mrcnn_roi_align_cuda_message(int32_t status) {
-  if (status == ROI_ALIGN_CUDA_INVALID_PARAMETERS) return "a size, ratio, scale or choice is outside its limits";
+  if (status == ROI_ALIGN_CUDA_INVALID_PARAMETERS)
+    return "a size, ratio, scale or choice is outside its limits";
   return message(status);
 }
 

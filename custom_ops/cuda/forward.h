@@ -1,10 +1,10 @@
-// Forward bodies.
+// The output of all regions.
 //
-// A block makes up to kBins bins of one row of bins of a region, all channels. First one thread per bin finds the
-// taps along x, and one those of the row along y: the pixels that the bin's samples read, each once, with weights
-// that already hold the average. Then the threads are spread over (bin, vector of channels); neighbours in a warp
-// read neighbouring addresses. A bin costs (taps along y) x (taps along x) vectors instead of four per sample.
-// Bins with more samples than kSamples along an axis take several rounds.
+// A block makes up to kBins bins of one row of bins of a region, all channels. First one thread per bin finds
+// the taps along x, and one those of the row along y: the pixels that the bin's samples read, each once, with
+// weights that already hold the average. Then the threads are spread over (bin, vector of channels);
+// neighbours in a warp read neighbouring addresses. A bin costs (taps along y) x (taps along x) vectors
+// instead of four per sample. Bins with more samples than kSamples along an axis take several rounds.
 #ifndef KERAS_MRCNN_CUDA_FORWARD_H_
 #define KERAS_MRCNN_CUDA_FORWARD_H_
 
@@ -34,7 +34,7 @@ KERAS_MRCNN_DEVICE inline Row find_row(const RoiAlignParameters& p, int64_t numb
   return row;
 }
 
-// How many rounds of kSamples samples the bins need; `one`: no bin has more. `Lists` have the field `samples`.
+// How many rounds of kSamples samples the bins need; `one`: no bin has more.
 template <typename Lists>
 KERAS_MRCNN_DEVICE inline int32_t count_rounds(bool one, const Lists* lists, int bins) {
   if (one) return 1;
@@ -97,7 +97,8 @@ struct ForwardAverage {
           if (y_rounds * static_cast<int64_t>(x_rounds) > 1) build(y_round, x_round);
           block.run([&](int thread) {
             const int32_t item = first + thread;
-            if (item < items) add_bin(shared, image, level.width, item / vectors, item % vectors, &sums[thread]);
+            if (item < items)
+              add_bin(shared, image, level.width, item / vectors, item % vectors, &sums[thread]);
           });
         }
       }
@@ -111,8 +112,8 @@ struct ForwardAverage {
     }
   }
 
-  KERAS_MRCNN_DEVICE void add_bin(const Shared& shared, const T* image, int64_t width, int32_t bin, int32_t vector,
-                                  Floats<kCount>* sum) const {
+  KERAS_MRCNN_DEVICE void add_bin(const Shared& shared, const T* image, int64_t width, int32_t bin,
+                                  int32_t vector, Floats<kCount>* sum) const {
     const Taps& columns = shared.columns[bin];
     const T* channel = image + vector * kCount;
     const int32_t channels = static_cast<int32_t>(a.p.channels);
@@ -152,8 +153,8 @@ struct Samples {
 };
 
 // The largest sample of each bin. Candidates are numbered (along y) << 16 | (along x), counted from the first
-// inside the map, and the first of equals is taken, so the order of rounds does not matter. The samples outside
-// are one candidate, 0, at the place of the first of them.
+// inside the map, and the first of equals is taken, so the order of rounds does not matter. The samples
+// outside are one candidate, 0, at the place of the first of them.
 template <typename T, int kCount>
 struct ForwardMaximum {
   static constexpr int kResidentBlocks = 2;
@@ -252,8 +253,8 @@ struct ForwardMaximum {
     }
   }
 
-  KERAS_MRCNN_DEVICE void compare(const Samples& rows, const Samples& columns, const T* channel, int64_t width,
-                                  Best* best) const {
+  KERAS_MRCNN_DEVICE void compare(const Samples& rows, const Samples& columns, const T* channel,
+                                  int64_t width, Best* best) const {
     for (int32_t r = 0; r < rows.count; ++r) {
       const RoiSample y = rows.sample[r];
       const T* low = channel + y.low * width * a.p.channels;
@@ -271,7 +272,8 @@ struct ForwardMaximum {
           add_scaled(load<kCount>(high + x.low * a.p.channels), y.high_weight * x.low_weight, &value);
           add_scaled(load<kCount>(high + x.high * a.p.channels), y.high_weight * x.high_weight, &value);
         }
-        take(value, static_cast<uint32_t>(rows.first + r) << 16 | static_cast<uint32_t>(columns.first + k), best);
+        take(value, static_cast<uint32_t>(rows.first + r) << 16 | static_cast<uint32_t>(columns.first + k),
+             best);
       }
     }
   }

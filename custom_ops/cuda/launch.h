@@ -1,4 +1,4 @@
-// The calls of roi_align.h, but for who runs the bodies: checks, the choice of a body, the order of the steps.
+// The calls of roi_align.h, but for who runs the bodies: checks, choice of a body, order of the steps.
 //
 // A Launcher has `int32_t run(const Body&)`, which starts a body on all its blocks and returns 0 or an error.
 #ifndef KERAS_MRCNN_CUDA_LAUNCH_H_
@@ -62,9 +62,12 @@ bool fits(int count, int64_t channels, const void* const* arrays, int32_t array_
 template <typename Work>
 int32_t with_type(int32_t type, Work work) {
   switch (type) {
-    case ROI_FLOAT16: return work(static_cast<Half*>(nullptr));
-    case ROI_BFLOAT16: return work(static_cast<BFloat16*>(nullptr));
-    default: return work(static_cast<float*>(nullptr));
+    case ROI_FLOAT16:
+      return work(static_cast<Half*>(nullptr));
+    case ROI_BFLOAT16:
+      return work(static_cast<BFloat16*>(nullptr));
+    default:
+      return work(static_cast<float*>(nullptr));
   }
 }
 

@@ -6,9 +6,9 @@
 
 namespace keras_mrcnn {
 
-constexpr int kBins = 16;              // bins along an axis that a block handles together
-constexpr int kSamples = 8;            // samples of a bin along an axis, likewise
-constexpr int kTaps = 2 * kSamples;    // pixels that these read at most
+constexpr int kBins = 16;            // bins along an axis that a block handles together
+constexpr int kSamples = 8;          // samples of a bin along an axis, likewise
+constexpr int kTaps = 2 * kSamples;  // pixels that these read at most
 constexpr uint32_t kNoSample = 0xffffffffu;
 
 // What the caller gave.
@@ -25,8 +25,8 @@ struct Place {
   int32_t level;
 };
 
-KERAS_MRCNN_DEVICE inline Place find_place(const RoiAlignParameters& p, const float* boxes, const int32_t* images,
-                                           const int32_t* levels, int64_t region) {
+KERAS_MRCNN_DEVICE inline Place find_place(const RoiAlignParameters& p, const float* boxes,
+                                           const int32_t* images, const int32_t* levels, int64_t region) {
   const int32_t image = images[region];
   const int32_t level = levels ? levels[region] : roi_level(boxes + 4 * region, p.levels);
   if (image < 0 || image >= p.batch || level < 0 || level >= p.levels) return {-1, 0};

@@ -1,4 +1,4 @@
-// The kernels: each runs one body (forward.h, backward.h) in the blocks of a grid. The calls follow at the end.
+// The kernels: each runs one body (forward.h, backward.h, index.h) in the blocks of a grid.
 #include <cuda_runtime_api.h>
 
 #include <type_traits>
@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kMostBlocks = INT32_MAX;
 
 template <typename Body>
-__global__ void __launch_bounds__(kThreads, Body::kResidentBlocks) run_body(const __grid_constant__ Body body) {
+__global__ void __launch_bounds__(kThreads, Body::kResidentBlocks)
+    run_body(const __grid_constant__ Body body) {
   __shared__ typename Body::Shared shared;
   DeviceBlock block;
   body(block, shared);
@@ -27,9 +28,10 @@ struct Launcher {
     void* parameters[] = {const_cast<Body*>(&body)};
     const dim3 blocks(static_cast<unsigned>(smaller(body.blocks(), kMostBlocks)));
     const cudaError_t error =
-        cudaLaunchKernel(reinterpret_cast<const void*>(&run_body<Body>), blocks, dim3(kThreads), parameters, 0,
-                         static_cast<cudaStream_t>(stream));
-    if (error != cudaSuccess) cudaGetLastError();  // it is returned, and shall not be found again by the next call
+        cudaLaunchKernel(reinterpret_cast<const void*>(&run_body<Body>), blocks, dim3(kThreads), parameters,
+                         0, static_cast<cudaStream_t>(stream));
+    if (error != cudaSuccess)
+      cudaGetLastError();  // it is returned, and shall not be found again by the next call
     return error;
   }
 };

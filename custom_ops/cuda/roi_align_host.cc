@@ -1,5 +1,5 @@
-// The calls of roi_align.h on host memory, block after block and thread after thread, without a device or a CUDA
-// compiler: for tests of the bodies. Very slow.
+// The calls of roi_align.h on host memory, block after block and thread after thread, without a device or a
+// CUDA compiler: for tests of the bodies. Very slow.
 #include <memory>
 #include <type_traits>
 
@@ -13,8 +13,8 @@ struct Launcher {
 
   template <typename Body>
   int32_t run(const Body& body) {
-    // Fewer blocks than there is work, so that blocks go on to a second piece; what they find in shared memory is
-    // what the one before left there.
+    // Fewer blocks than there is work, so that blocks go on to a second piece; what they find in shared
+    // memory is what the one before left there.
     const int64_t blocks = body.blocks() > 3 ? body.blocks() / 2 + 1 : body.blocks();
     std::unique_ptr<typename Body::Shared> shared(new typename Body::Shared);
     for (int64_t index = blocks - 1; index >= 0; --index) {

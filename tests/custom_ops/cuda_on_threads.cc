@@ -1,5 +1,6 @@
-// The bodies of the CUDA kernels in as many threads as a block has, with real barriers: for ThreadSanitizer, which
-// reports memory that two threads touch without a barrier between them. Links in the place of roi_align_host.cc.
+// The bodies of the CUDA kernels in as many threads as a block has, with real barriers: for ThreadSanitizer,
+// which reports memory that two threads touch without a barrier between them. Links in the place of
+// roi_align_host.cc.
 #include <pthread.h>
 
 #include <memory>
@@ -28,7 +29,8 @@ class ThreadBlock {
     T value;
   };
 
-  ThreadBlock(int thread, int64_t count, Meeting* meeting) : thread_(thread), count_(count), meeting_(meeting) {}
+  ThreadBlock(int thread, int64_t count, Meeting* meeting)
+      : thread_(thread), count_(count), meeting_(meeting) {}
   int64_t index() const { return 0; }
   int64_t count() const { return count_; }
   void sync() { pthread_barrier_wait(&meeting_->barrier); }
@@ -74,7 +76,8 @@ struct Launcher {
 
   template <typename Body>
   int32_t run(const Body& body) {
-    // One block does all the work, piece after piece: more chances to touch what the piece before still needs.
+    // One block does all the work, piece after piece: more chances to touch what the piece before still
+    // needs.
     std::unique_ptr<typename Body::Shared> shared(new typename Body::Shared);
     Meeting meeting;
     std::vector<std::thread> threads;

@@ -3,6 +3,7 @@
 The tests of the CPU kernels run here again, with another `library`.
 """
 
+import os
 import pathlib
 import re
 import shutil
@@ -168,6 +169,18 @@ def test_random_calls_under_the_sanitizers(compiler, tmp_path):
     command += ["-O1", "-g", "-std=c++17", "-ffp-contract=off", f"-I{cuda.FOLDER.parent}"]
     subprocess.run([*command, cuda.FOLDER / "roi_align_host.cc", *FUZZ, "-o", program], check=True)
     done = subprocess.run([program, "300"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.proof
+def test_threads_meet_at_barriers_before_they_share(compiler, tmp_path):
+    """In real threads under ThreadSanitizer."""
+    program = tmp_path / "program"
+    sources = [*FUZZ, FUZZ[0].with_name("cuda_on_threads.cc")]
+    command = [compiler, "-fsanitize=thread", "-O1", "-g", "-std=c++17", "-ffp-contract=off", "-pthread"]
+    subprocess.run([*command, f"-I{cuda.FOLDER.parent}", *sources, "-o", program], check=True)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    done = subprocess.run([program, "8"], capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
