@@ -178,7 +178,6 @@ struct BackwardTiles {
         add_regions(block, shared, tile, shared.list + from, count - from < kWarps ? count - from : kWarps,
                     sums);
       }
-      block.sync();  // the list is no longer read
     }
     block.run([&](int thread) { write(tile, thread, sums[thread]); });
   }

@@ -53,7 +53,7 @@ class DeviceBlock {
   }
 
   // Appends to `list` the values of all threads that are not negative, in the order of the threads; returns
-  // how many, to each thread. Ends with a barrier.
+  // how many, to each thread. A barrier stands before the writing, and one at the end.
   template <typename Value>
   __device__ int compact(int32_t* list, Value value) {
     __shared__ int counts[kWarps];

@@ -175,12 +175,11 @@ def test_random_calls_under_the_sanitizers(compiler, tmp_path):
 @pytest.mark.proof
 def test_threads_meet_at_barriers_before_they_share(compiler, tmp_path):
     """In real threads under ThreadSanitizer."""
-    program = tmp_path / "program"
-    sources = [*FUZZ, FUZZ[0].with_name("cuda_on_threads.cc")]
+    program, source = tmp_path / "program", pathlib.Path(__file__).with_name("cuda_on_threads.cc")
     command = [compiler, "-fsanitize=thread", "-O1", "-g", "-std=c++17", "-ffp-contract=off", "-pthread"]
-    subprocess.run([*command, f"-I{cuda.FOLDER.parent}", *sources, "-o", program], check=True)
-    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    done = subprocess.run([program, "8"], capture_output=True, text=True, timeout=900, env=environment)
+    subprocess.run([*command, f"-I{cuda.FOLDER.parent}", source, "-o", program], check=True)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1 history_size=7"}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
