@@ -3,6 +3,7 @@
 Those in `tests/golden` run anywhere; the others when the shared folder is there.
 """
 
+import gc
 import json
 import pathlib
 
@@ -107,6 +108,7 @@ def ours(request):
     folder = GOLDEN if name in HERE else request.getfixturevalue("shared") / "parity" / "models"
     yield Reference(name, folder)
     keras.backend.clear_session()
+    gc.collect()  # models are cycles, and these are large
 
 
 def test_everything_is_loaded(ours):
