@@ -132,6 +132,27 @@ class TestOwnGolden:
             "det/order/0",
         ]
 
+    def test_a_class_that_the_model_has_not_is_no_other(self, model, golden):
+        pooled = golden.arrays["one/mask/pooled"].transpose(0, 2, 3, 1)
+        wrong = {
+            "one/mask/logits/0": np.array(model.mask_head(pooled))[..., 0],  # of class 0
+            "one/det/labels/0": np.full(len(pooled), 11),
+        }
+        assert differing(model, Golden({**golden.arrays, **wrong}, golden.about))[0] == "mask/logits/0"
+
+    @pytest.mark.parametrize("column, expected", [(3, []), (4, ["box/box_regression"])])
+    def test_deltas_of_the_background_are_read_by_nobody(self, model, golden, column, expected):
+        deltas = golden.arrays["one/box/box_regression"].copy()
+        deltas[0, column] += 1
+        changed = Golden({**golden.arrays, "one/box/box_regression": deltas}, golden.about)
+        assert differing(model, changed) == expected
+
+    def test_another_score_is_another_detection(self, model, golden):
+        for difference, expected in ((0.001, []), (0.01, ["det/unmatched/0"])):
+            scores = golden.arrays["one/det/scores/0"] + np.float32([difference, 0, 0, 0, 0])
+            changed = Golden({**golden.arrays, "one/det/scores/0": scores}, golden.about)
+            assert differing(model, changed) == expected
+
     def test_no_detections(self, model, golden, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(model.detections, "score_threshold", 2.0)
