@@ -85,6 +85,7 @@ def test_weights_or_none(finetune, shapes, options):
     assert "either --weights FILE or --from-scratch" in finetune(*shapes, *options, exit_code=2)
 
 
+@pytest.mark.proof
 def test_from_scratch(finetune, shapes, tmp_path):
     printed = finetune(*shapes, *SMALL, "--from-scratch", "--output", tmp_path / "scratch")
     assert "After:" in printed and "Backbone:" not in printed

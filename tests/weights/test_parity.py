@@ -1,6 +1,6 @@
 """The proof of the numbers: with the same weights, the same as torchvision and detectron2 at every station.
 
-Those in `tests/golden` run anywhere; the others when the shared folder is there.
+Those in `tests/golden` run anywhere; the others, with the slow proofs, when the shared folder is there.
 """
 
 import gc
@@ -102,7 +102,9 @@ class Reference:
         return Golden(arrays, about)
 
 
-@pytest.fixture(scope="module", params=HERE + SHARED)
+@pytest.fixture(
+    scope="module", params=[*HERE, *(pytest.param(name, marks=pytest.mark.proof) for name in SHARED)]
+)
 def ours(request):
     name = request.param
     folder = GOLDEN if name in HERE else request.getfixturevalue("shared") / "parity" / "models"
