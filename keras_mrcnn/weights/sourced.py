@@ -89,6 +89,7 @@ def _own_model(path):
     """A model of this package, from a `.keras` file or a folder that `save_to_preset` made."""
     if path.is_dir():
         settings, categories, weights = sources.load_preset_folder(path)
+        read_weights(weights)  # says what is wrong with a file that is damaged or something else
     elif path.suffix == ".keras":
         settings, categories, weights = _keras_file(path)
     else:
@@ -97,7 +98,6 @@ def _own_model(path):
             "whose rules and names it follows: like='torchvision/mask_rcnn_r50_fpn', or another that "
             "`mrcnn presets` lists."
         )
-    read_weights(weights)  # says what is wrong with a file that is damaged or something else
     model = MaskRCNN(settings, categories)
     model.load_weights(weights)
     return model
@@ -105,7 +105,7 @@ def _own_model(path):
 
 def _keras_file(path):
     """The config, the categories and the path of the weights of a `MaskRCNN` that was saved whole."""
-    read_weights(path)
+    read_weights(path)  # as above
     with zipfile.ZipFile(path) as archive:
         saved = json.loads(archive.read("config.json")) if "config.json" in archive.namelist() else None
     saved = saved if isinstance(saved, dict) else {}
