@@ -51,13 +51,17 @@ def test_overrides_and_round_trip(tmp_path):
         ("data.batch_size=many", "Wrong value for `data.batch_size`"),
         ("model.backbone.norm=group_norm", "is one of frozen, batch, group.*Did you mean `group`"),
         ("model.anchors.sizes=[8,16]", "five entries"),
-        ("model.anchors.aspect_ratios=[0.5,-1]", "must be positive"),
+        ("model.anchors.aspect_ratios=[0.5,-1]", "all positive"),
         ("data.batch_size", "section.key=value"),
         ("model.backbone.frozen_stages=9", "frozen_stages"),
         ("model.rpn.convs=0", "at least 1"),
         ("data.batch_size=0", "`data.batch_size` is at least 1"),
         ("training.evaluate_every=0", "at least 1"),
         ("data.short_edges=[]", "short_edges"),
+        ("model.backbone.name=resnet51", "is one of resnet18.*Did you mean `resnet50`"),
+        ("model.backbone.dilated=true", "needs model.backbone.features=c5"),
+        ("model.roi_align.operation=pool", "`model.roi_align.reduction` is maximum"),
+        ("model.input.mean=[1.0]", "an entry for each channel"),
     ],
 )
 def test_wrong_keys_and_values_name_the_key_and_the_nearest_right_one(override, expected):
