@@ -14,7 +14,7 @@ NAMES = ("circle", "triangle", "square")  # category ids 1, 2, 3
 SMALLEST_VISIBLE = 0.3  # share of a shape's pixels; a new shape that would hide more of another is not drawn
 
 
-def make_shapes(folder, images=200, val_images=50, size=(128, 128), max_objects=5, seed=0):
+def make_shapes(folder, images=200, val_images=50, size=(96, 96), max_objects=5, seed=0):
     """Writes PNG images and COCO annotations with RLE masks.
 
     Args:
