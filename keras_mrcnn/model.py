@@ -294,7 +294,7 @@ def _stations(config, num_classes, seed, dtype):
     """Every layer of the walk by name, in the order that data goes."""
     seeds = (None, None) if seed is None else (seed, seed + 1)
     backbone, box_head, mask_head = config.backbone, config.box_head, config.mask_head
-    align = vars(config.roi_align)
+    align = {"sampling_ratio": config.roi_align.sampling_ratio, "aligned": config.roi_align.aligned}
     return {
         "normalize": Normalize(config.input.mean, config.input.std, dtype=dtype, name="normalize"),
         "backbone": ResNet(
