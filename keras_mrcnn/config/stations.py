@@ -28,17 +28,15 @@ class Backbone:
 
     # resnet18, 34, 50, 101, 152 | resnext101_32x8d | resnext101_64x4d | a function of keras.applications
     name: str = "resnet50"
-    features: str = "fpn"  # fpn: P2..P6 | c4: C4, stage 5 on each region | c5: C5
-    dilated: bool = False  # c5 at stride 16: stage 5 without its stride, dilated (DC5)
-    region_stride: int = (
-        1  # c4: of stage 5 on each region; 1: of 7 x 7 (the paper) | 2: of 14 x 14 (detectron2)
-    )
-    outputs: list[str] = _list()  # of keras.applications: the layers that give C2..C5
     norm: str = "frozen"  # frozen: needs pretrained weights; batch; group: trains from scratch
     frozen_stages: int = 2  # 0: all trained, 1: stem frozen, 2: stem and C2, ... 5: all frozen
     blocks: list[int] = _list()  # in each of C2..C5; none: as many as the name says
     stride_in_1x1: bool = False  # of bottlenecks: True in the first 1x1 (MSRA), False in the 3x3
     norm_epsilon: float = 1e-5  # added to the variance
+    features: str = "fpn"  # fpn: P2..P6 | c4: C4, stage 5 on each region | c5: C5
+    dilated: bool = False  # c5 at stride 16: stage 5 without its stride, dilated (DC5)
+    region_stride: int = 1  # c4: of stage 5; 1: regions of 7 x 7 (the paper) | 2: of 14 x 14 (detectron2)
+    outputs: list[str] = _list()  # of keras.applications: the layers that give C2..C5
 
 
 @dataclass
