@@ -44,7 +44,7 @@ GIVEN = {
     },
     FPN: {"channels": 6, "norm": "batch"},
     FrozenNormalization: {"epsilon": 0.25},
-    MaskHead: {"num_classes": 3, "convs": 2, "channels": 5, "norm": "batch"},
+    MaskHead: {"maps": 3, "convs": 2, "channels": 5, "norm": "batch"},
     Normalize: {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]},
     Proposals: {
         "pre_nms_train": 11, "pre_nms_test": 12, "post_nms_train": 13, "post_nms_test": 14, "nms_iou": 0.6,

@@ -31,10 +31,10 @@ ARROWS = {
     "rpn": ("config", "geometry", "ops"),
     "roi": ("config", "geometry", "ops", "conv_norm"),
     "losses": ("geometry",),
+    "assembly": ("config", "backbones", "rpn", "roi"),
     "model": (
+        "assembly",
         "config",
-        "backbones",
-        "rpn",
         "roi",
         "losses",
         "data.images",
@@ -46,6 +46,8 @@ ARROWS = {
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
+    "train": ("config", "data", "evaluation", "model", "training"),
+    "ablation": ("config", "train"),
     "serving": ("model", "config", "geometry", "ops.library"),
     "weights": ("model", "config", "backbones", "geometry", "data.images", "results", "roi", "__version__"),
 }

@@ -74,7 +74,7 @@ class CocoScores(keras.callbacks.Callback):
         print("\n" + format_table(scores))
         if self.folder:
             write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
-        for kind in ("bbox", "segm"):
+        for kind in self.evaluator.iou_types:
             for name in ("AP", "AP50", "AP75"):
                 logs[f"val_{kind}_{name}"] = scores[kind][name]
 
@@ -119,12 +119,13 @@ class Log(keras.callbacks.CSVLogger):
     Args:
         path: of the file.
         losses: names of the losses; the columns are they, their `val_` twins and the scores of `CocoScores`.
+        iou_types: what is scored, as "bbox".
         append: bool, go on with a file that is there.
     """
 
-    def __init__(self, path, losses, append=False):
+    def __init__(self, path, losses, iou_types, append=False):
         super().__init__(path, append=append)
-        scores = [f"val_{kind}_{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
+        scores = [f"val_{kind}_{name}" for kind in iou_types for name in ("AP", "AP50", "AP75")]
         self.columns = [*losses, *(f"val_{name}" for name in losses), *scores]
 
     def on_train_begin(self, logs=None):
