@@ -190,6 +190,25 @@ def detect(at, inputs):
         "num_detections": ops.sum(ops.cast(valid, "int32"), axis=1),
     }
     if at.mask_head:
-        mask_logits = at.mask_head(mask_features(at, maps, boxes, valid))
-        outputs["masks"] = at.region_masks(mask_logits, classes, valid)
+        outputs["masks"] = _masks(at, maps, boxes, classes, valid)
     return outputs
+
+
+def masks_of_boxes(at, inputs):
+    """The masks of boxes that are given.
+
+    Args:
+        at: the stations.
+        inputs: images and image_sizes, boxes `[B, D, 4]` in the network frame and classes int32 `[B, D]`.
+
+    Returns:
+        float32 `[B, D, M, M]`, probabilities.
+    """
+    maps, _ = feature_maps(at, at.normalize(inputs["images"], inputs["image_sizes"]))
+    boxes, classes = inputs["boxes"], inputs["classes"]
+    return _masks(at, maps, boxes, classes, ops.ones_like(classes, dtype="bool"))
+
+
+def _masks(at, maps, boxes, classes, valid):
+    logits = at.mask_head(mask_features(at, maps, boxes, valid))
+    return at.region_masks(logits, classes, valid)

@@ -83,7 +83,9 @@ def ablate(name, overrides, seeds, output):
 @click.argument("images", type=_FOLDER)
 @click.option("--batch-size", default=1, show_default=True)
 @click.option("--output", type=click.Path(), help="Also write the scores there, as json.")
-def evaluate(model, annotations, images, batch_size, output):
+@click.option("--scales", default="", help="Short edges at which every image is seen, as 400,500,600.")
+@click.option("--flip", is_flag=True, help="Every image is seen mirrored, too.")
+def evaluate(model, annotations, images, batch_size, output, scales, flip):
     """COCO box and mask scores of MODEL (a .keras file) on labelled images."""
     from keras_mrcnn import config as configs
     from keras_mrcnn.data.coco import load_coco
@@ -96,9 +98,14 @@ def evaluate(model, annotations, images, batch_size, output):
     click.echo(dataset.summary())
     limit = model.config.detections.max_detections
     evaluator = CocoEvaluator(dataset, max_detections=limit, iou_types=model.iou_types)
-    batches = evaluation_dataset(dataset.records, configs.Data(batch_size=batch_size), model.config.input)
-    with click.progressbar(length=len(dataset.records), label="Scoring") as bar:
-        scores = callbacks.score(model, batches, dataset.records, evaluator, progress=bar.update)
+    records = dataset.records
+    with click.progressbar(length=len(records), label="Scoring") as bar:
+        if scales or flip:
+            views = {"short_edges": [int(edge) for edge in scales.split(",") if edge], "flip": flip}
+            scores = callbacks.score_views(model, records, evaluator, views, progress=bar.update)
+        else:
+            batches = evaluation_dataset(records, configs.Data(batch_size=batch_size), model.config.input)
+            scores = callbacks.score(model, batches, records, evaluator, progress=bar.update)
     click.echo(format_table(scores))
     if output:
         callbacks.write_scores(scores, output)

@@ -4,8 +4,8 @@ Letters: B images, A anchors, P proposals, R sampled regions, D detections, G tr
 background, M mask side.
 """
 
+import functools
 import io
-import os
 import pathlib
 import tempfile
 import zipfile
@@ -15,9 +15,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_mrcnn import assembly, losses
+from keras_mrcnn import assembly, losses, tta
 from keras_mrcnn import config as configs
-from keras_mrcnn.data.images import load_image, network_frame
+from keras_mrcnn.data.images import load_image, network_frame, path_of
 from keras_mrcnn.data.records import Category
 from keras_mrcnn.results import Results
 from keras_mrcnn.roi.mask_head import of_class
@@ -148,18 +148,33 @@ class MaskRCNN(keras.Model):
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._track(self.compute_losses(inputs, targets, training=False))
 
-    def detect(self, images, batch_size=1):
+    @functools.cached_property
+    def masks_of_boxes(self):
+        """A Keras model of the same layers: masks of given boxes, see `assembly.masks_of_boxes`."""
+        inputs = {
+            **self.input,
+            "boxes": keras.Input((None, 4), name="boxes", dtype="float32"),
+            "classes": keras.Input((None,), name="classes", dtype="int32"),
+        }
+        return keras.Model(inputs, assembly.masks_of_boxes(self, inputs))
+
+    def detect(self, images, batch_size=1, short_edges=None, flip=False):
         """What is in some images.
 
         Args:
             images: one image or a list of them: paths, arrays `[H, W]` or `[H, W, 1 | 3 | 4]`, PIL images.
             batch_size: int, images that go through the network together, padded to a common size.
+            short_edges: list of int, pixels; every image is seen at each of these scales, see `tta`.
+            flip: bool, every image is seen mirrored, too; both need `batch_size=1`.
 
         Returns:
             `Results` in the pixels of the image as given, or a list of them when a list was given.
         """
         if not isinstance(images, list | tuple):
-            return self.detect([images])[0]
+            return self.detect([images], 1, short_edges, flip)[0]
+        if short_edges or flip:
+            edges = short_edges or [self.config.input.short_edge]
+            return [tta.detect(self, image, edges, flip) for image in images]
         results = []
         for start in range(0, len(images), batch_size):
             channels = len(self.config.input.mean)
@@ -175,7 +190,7 @@ class MaskRCNN(keras.Model):
                         self.categories,
                         image=source,
                         paste=self.config.mask_head.paste,
-                        image_id=str(given) if isinstance(given, str | os.PathLike) else None,
+                        image_id=path_of(given),
                     )
                 )
         return results

@@ -32,8 +32,10 @@ ARROWS = {
     "roi": ("config", "geometry", "ops", "conv_norm"),
     "losses": ("geometry",),
     "assembly": ("config", "backbones", "rpn", "roi"),
+    "tta": ("data.images", "ops", "results"),
     "model": (
         "assembly",
+        "tta",
         "config",
         "roi",
         "losses",

@@ -140,6 +140,11 @@ def load_image(image, channels=3):
     return _rgb_array(np.asarray(image))
 
 
+def path_of(image):
+    """The path that `load_image` was given, as a string; None of anything else."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
 def _array_of(channels, image):
     array = None if isinstance(image, str | bytes | os.PathLike) else np.array(image)
     if array is None or array.ndim != 3 or array.shape[2] != channels or array.dtype != np.uint8:

@@ -1,5 +1,6 @@
 """What happens between epochs: COCO scores, and checkpoints to go on from."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ def score(model, dataset, records, evaluator, progress=None):
         dataset: batches `(inputs, targets)` of the records, in their order.
         records: list of records with `image_id`, `height` and `width`.
         evaluator: `evaluation.CocoEvaluator` of the records; it is reset.
-        progress: function of the number of images done, or None.
+        progress: function that is called with the number of images just done, or None.
 
     Returns:
         What `evaluator.result` returns.
@@ -43,7 +44,26 @@ def score(model, dataset, records, evaluator, progress=None):
             )
             done += 1
         if progress:
-            progress(done)
+            progress(len(inputs["image_sizes"]))
+    return evaluator.result()
+
+
+def score_views(model, records, evaluator, views, progress=None):
+    """COCO scores with test-time augmentation.
+
+    Args:
+        model, records, evaluator, progress: as for `score`.
+        views: dictionary with short_edges and flip, see `MaskRCNN.detect`.
+
+    Returns:
+        What `evaluator.result` returns.
+    """
+    evaluator.reset()
+    for record in records:
+        results = model.detect(record.path, **views)
+        evaluator.add(dataclasses.replace(results, image_id=record.image_id))
+        if progress:
+            progress(1)
     return evaluator.result()
 
 
