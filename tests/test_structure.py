@@ -27,9 +27,10 @@ ARROWS = {
     "ops": ("geometry",),
     "data": ("config", "geometry"),
     "conv_norm": (),
-    "backbones": ("config", "conv_norm"),
+    "residual": ("conv_norm",),
+    "backbones": ("config", "conv_norm", "residual"),
     "rpn": ("config", "geometry", "ops"),
-    "roi": ("config", "geometry", "ops", "conv_norm"),
+    "roi": ("config", "geometry", "ops", "conv_norm", "residual"),
     "losses": ("geometry",),
     "assembly": ("config", "backbones", "rpn", "roi"),
     "tta": ("data.images", "ops", "results"),
@@ -51,7 +52,16 @@ ARROWS = {
     "train": ("config", "data", "evaluation", "model", "training"),
     "ablation": ("config", "train"),
     "serving": ("model", "config", "geometry", "ops.library"),
-    "weights": ("model", "config", "backbones", "geometry", "data.images", "results", "roi", "__version__"),
+    "weights": (
+        "model",
+        "config",
+        "residual",
+        "geometry",
+        "data.images",
+        "results",
+        "roi",
+        "__version__",
+    ),
 }
 TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}
 TENSORFLOW_LAZY = ("cli", "__main__", "weights.files")  # inside functions only
