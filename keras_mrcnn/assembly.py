@@ -35,7 +35,14 @@ def stations(config, num_classes, seed=None, dtype=None, backbone=None):
 
     Returns:
         Namespace of layers by name; None where the architecture has no such station.
+
+    Raises:
+        ValueError: a backbone is given, and the RPN is to have its own.
     """
+    if backbone is not None and config.rpn.own_features:
+        raise ValueError(
+            "A model with a `backbone` of yours has one: set `config.rpn.own_features` to False."
+        )
     common = {"dtype": dtype}
     seeds = (None, None) if seed is None else (seed, seed + 1)
     fpn, c4 = config.backbone.features == "fpn", config.backbone.features == "c4"
@@ -46,9 +53,9 @@ def stations(config, num_classes, seed=None, dtype=None, backbone=None):
     masks = mask_head.enabled
     return types.SimpleNamespace(
         normalize=Normalize(config.input.mean, config.input.std, name="normalize", **common),
-        backbone=backbone or _backbone(config.backbone, dtype, "backbone"),
+        backbone=_backbone(config, dtype, "backbone") if backbone is None else backbone,
         fpn=FPN(**vars(config.fpn), name="fpn", **common) if fpn else None,
-        rpn_backbone=_backbone(config.backbone, dtype, "rpn_backbone") if rpn.own_features else None,
+        rpn_backbone=_backbone(config, dtype, "rpn_backbone") if rpn.own_features else None,
         rpn_fpn=FPN(**vars(config.fpn), name="rpn_fpn", **common) if fpn and rpn.own_features else None,
         anchors=Anchors(
             sizes, strides, anchors.aspect_ratios, anchors.rounded, anchors.fitted_strides, name="anchors"
@@ -96,8 +103,11 @@ def feature_strides(config):
 
 
 def _backbone(config, dtype, name):
+    channels, config = len(config.input.mean), config.backbone
     if config.name not in RESNETS:
-        return Application(config.name, config.outputs, config.frozen_stages, dtype=dtype, name=name)
+        return Application(
+            config.name, config.outputs, config.frozen_stages, channels, dtype=dtype, name=name
+        )
     return ResNet(
         config.name,
         config.norm,
