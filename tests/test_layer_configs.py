@@ -66,7 +66,10 @@ GIVEN = {
         "depth": "resnet34", "norm": "group", "frozen_stages": 3, "blocks": [1, 1, 2, 1],
         "stride_in_1x1": True, "epsilon": 0.25, "last_stage": 4, "dilated": True,
     },
-    RoIPooling: {"pool_size": 5, "sampling_ratio": 3, "aligned": False},
+    RoIPooling: {
+        "pool_size": 5, "strides": [16], "sampling_ratio": 3, "aligned": False, "operation": "warp",
+        "reduction": "maximum",
+    },
     RoISampling: {"rois": 20, "foreground_fraction": 0.4, "foreground_iou": 0.6, "seed": 5},
     RPNHead: {"anchors_per_position": 4, "channels": 6, "convs": 2},
     RPNTargets: {
