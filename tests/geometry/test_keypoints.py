@@ -178,3 +178,17 @@ class TestDecode:
         np.testing.assert_allclose(found[..., 2], data["decode/tv_scores"], rtol=1e-4)
         np.testing.assert_allclose(found[..., :2], data["decode/d2"][..., :2], atol=0.05)
         np.testing.assert_allclose(found[..., 3], data["decode/d2"][..., 3], rtol=1e-4)
+
+    @pytest.mark.parametrize("name", ["tv_mini_keypoint", "d2_keypointrcnn_r50_fpn"])
+    @pytest.mark.parametrize("case", "ab")
+    def test_parity_of_models(self, shared, name, case):
+        data = np.load(shared / f"parity/models/{name}.npz")
+        maps = np.moveaxis(data[f"{case}/keypoint/heatmap_first"], 0, 2)[None]
+        found = keypoints.decode(maps, data[f"{case}/det/boxes_input/0"][:1]).numpy()[0]
+        # the stored points are in the frame of the output: undo the scale that its boxes have
+        inside, outside = (data[f"{case}/det/{kind}/0"][0] for kind in ("boxes_input", "boxes"))
+        scale = (outside[2:] - outside[:2]) / (inside[2:] - inside[:2])
+        expected = data[f"{case}/keypoint/keypoints/0"][0]
+        assert (np.abs(found[:, :2] * scale - expected[:, :2]) <= 0.05).all()
+        scores = data[f"{case}/keypoint/scores/0"][0] if name.startswith("tv") else expected[:, 2]
+        np.testing.assert_allclose(found[:, 2 if name.startswith("tv") else 3], scores, rtol=1e-3)

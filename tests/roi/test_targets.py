@@ -260,3 +260,28 @@ class TestKeypointTargets:
 
         for given, expected in zip(run(self.BOXES, self.KEYPOINTS), self.targets(), strict=True):
             np.testing.assert_array_equal(given, expected)
+
+    @pytest.mark.parametrize("name", ["tv_mini_keypoint", "d2_keypointrcnn_r50_fpn"])
+    def test_parity(self, shared, name):
+        """The regions of the stored training steps; there all of the foreground has a keypoint inside."""
+        data = np.load(shared / f"parity/models/{name}.npz")
+        about = json.loads((shared / f"parity/models/{name}.json").read_text())["cases"]["train"]
+        for image, (size, true) in enumerate(zip(about["images"], about["targets"], strict=True)):
+            labels, boxes = (data[f"train/roi/{part}/{image}"] for part in ("labels", "proposals"))
+            if name.startswith("tv"):
+                foreground, matched = labels > 0, data[f"train/roi/matched_idx/{image}"]
+            else:
+                distance = np.abs(data[f"train/roi/gt_boxes/{image}"][:, None] - np.array(true["boxes"]))
+                foreground, matched = labels == 0, distance.sum(-1).argmin(-1)
+            matched = np.where(foreground, matched, 0).astype(np.int32)
+            regions = (x[None] for x in (boxes, matched, foreground, ~foreground))
+            points = np.float32([true["keypoints"]])
+            height, width, _ = size
+            if name.startswith("tv"):  # it resizes inside the model
+                scale = about["min_size"] / min(height, width)
+                points[..., 0] *= np.float32(int(width * scale) / width)
+                points[..., 1] *= np.float32(int(height * scale) / height)
+            chosen, indices, valid = keypoint_targets(regions, {"keypoints": points}, 56)
+            np.testing.assert_array_equal(chosen[0], foreground)
+            np.testing.assert_array_equal(indices, data[f"train/keypoint/target_index/{image}"])
+            np.testing.assert_array_equal(valid, data[f"train/keypoint/target_valid/{image}"])
