@@ -30,6 +30,14 @@ def test_it_is_a_sound_coco_data_set(tmp_path):
                 assert visibility < 2 or mask[int(y), int(x)]
 
 
+def test_the_files_hold_what_was_drawn(tmp_path):
+    paths = make_stick_figures(tmp_path, images=3, val_images=0, size=(96, 128), seed=4)
+    dataset = load_coco(paths["train_annotations"], paths["train_images"], invalid="error")
+    for number, record in enumerate(dataset.records):
+        _, figures = draw_image((96, 128), 3, np.random.default_rng([4, 0, number]))
+        np.testing.assert_allclose(record.keypoints, [points for _, points in figures], atol=0.006)
+
+
 def test_joints_lie_where_they_were_drawn():
     for image, figures in drawn():
         for mask, points in figures:
