@@ -19,7 +19,8 @@ def format_table(result, per_class=True):
     """
     iou_types = [iou_type for iou_type in IOU_TYPES if iou_type in result]
     rows = [["%", *_COLUMNS]]
-    rows += [[iou_type, *(_percent(result[iou_type][key]) for key in _COLUMNS)] for iou_type in iou_types]
+    for iou_type in iou_types:  # keypoints have no APs
+        rows.append([iou_type, *(_percent(result[iou_type].get(key, math.nan)) for key in _COLUMNS)])
     text = _align(rows)
     if per_class and result["per_class"]:
         header = [f"{iou_type} {key}" for iou_type in iou_types for key in ("AP", "AP50")]
