@@ -3,9 +3,9 @@
     FOLDER/leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
     FOLDER/gtFine/SPLIT/CITY/CITY_SEQUENCE_FRAME_gtFine_instanceIds.png, ..._gtFine_polygons.json
 
-In an instance id image a pixel holds `1000 * label + number` of its object, or the bare label where objects are
-not told apart: a street, or a group of cars. Labels: M. Cordts et al., The Cityscapes Dataset for Semantic
-Urban Scene Understanding, CVPR 2016, https://www.cityscapes-dataset.com.
+In an instance id image a pixel holds `1000 * label + number` of its object, or the bare label where objects
+are not told apart: a street, or a group of cars. Labels: M. Cordts et al., The Cityscapes Dataset for
+Semantic Urban Scene Understanding, CVPR 2016, https://www.cityscapes-dataset.com.
 """
 
 import json
@@ -21,11 +21,12 @@ from pycocotools import mask as coco_mask
 from keras_mrcnn.data import checks
 from keras_mrcnn.data.records import Category, CocoDataset, Problem, Record
 
-LABELS = (  # by label id
+# By label id.
+LABELS = (
     "unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road",
-    "sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole",
-    "polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car",
-    "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
+    "sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel",
+    "pole", "polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider",
+    "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 NOT_DRAWN = "license plate"  # its polygons lie on vehicles and stay part of them
 IDS = {name: label for label, name in enumerate(LABELS)}
@@ -61,8 +62,8 @@ def load_cityscapes(folder, split, categories=None, invalid="skip", check_images
     """Reads one split of Cityscapes.
 
     Masks are the visible pixels, exact, as RLE. The pixels of a class that are not told apart ("cargroup")
-    are one crowd. Where there is no `instanceIds.png` the polygons of `polygons.json` are painted instead,
-    in the order of the file, later ones in front; that differs from Cityscapes' own images along the outlines.
+    are one crowd. Where there is no `instanceIds.png` the polygons of `polygons.json` are painted instead, in
+    the order of the file, later ones in front; that differs from Cityscapes' own images along the outlines.
     Where there are both, `instanceIds.png` wins. Images without objects stay. An image id is the common
     beginning of the file names, CITY_SEQUENCE_FRAME; an annotation id is the id in the instance id image.
 
@@ -78,8 +79,8 @@ def load_cityscapes(folder, split, categories=None, invalid="skip", check_images
         `CocoDataset` whose records are `CityscapesRecord`s, ordered by city and file name.
 
     Raises:
-        ValueError: There is no such folder or it holds no images, the categories are not Cityscapes', or, with
-            invalid="error", an image is broken.
+        ValueError: There is no such folder or it holds no images, the categories are not Cityscapes', or,
+            with invalid="error", an image is broken.
     """
     if invalid not in ("skip", "error"):
         raise ValueError(f'`invalid` must be "skip" or "error". Received: invalid={invalid!r}')

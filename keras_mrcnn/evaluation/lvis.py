@@ -23,9 +23,9 @@ _FAR = 1e5  # pixels; beyond every image
 class LvisEvaluator(CocoEvaluator):
     """Collects detections image by image and scores them by LVIS's rules: reset, add, result.
 
-    As `CocoEvaluator`, except that of each image only the best `max_detections` of all categories count;
-    that detections of a category which the image neither holds nor is known not to hold are left out; and that
-    a category of which an image may hold more objects than are marked has no wrong detections there.
+    As `CocoEvaluator`, except that of each image only the best `max_detections` of all categories count; that
+    detections of a category which the image neither holds nor is known not to hold are left out; and that a
+    category of which an image may hold more objects than are marked has no wrong detections there.
 
     Args:
         records: as for `CocoEvaluator`.

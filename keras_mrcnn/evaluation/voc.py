@@ -21,9 +21,9 @@ class VocEvaluator(CocoEvaluator):
     """Collects detections image by image and scores them by VOC's rules: reset, add, result.
 
     The detections of a class are taken from the best score on, over all images. Each goes to the true object
-    with which its IoU is greatest. From 0.5 on, the first that goes to an object is right and the later ones are
-    wrong; below, it is wrong. Detections that go to a difficult object are ignored, and nobody has to find one.
-    True objects without a mask are difficult in the "segm" score and have the shape of their box.
+    with which its IoU is greatest. From 0.5 on, the first that goes to an object is right and the later ones
+    are wrong; below, it is wrong. A detection that goes to a difficult object is ignored, and such objects need
+    not be found. True objects without a mask are difficult in the "segm" score and have the shape of their box.
 
     The development kit's boxes name the first and the last pixel, so that a box is `xmax - xmin + 1` wide.
     Here a box ends where its last pixel ends: `x1 = xmin - 1`, `x2 = xmax` of the kit's numbers, and
@@ -96,15 +96,15 @@ class VocEvaluator(CocoEvaluator):
             ignored += outcomes[1]
         order = np.argsort(-np.array(scores), kind="stable")
         right = np.array(right, bool)[order][~np.array(ignored, bool)[order]]
-        found = np.cumsum(right)
-        precision = found / np.arange(1, len(found) + 1)
+        hits = np.cumsum(right)
+        precision = hits / np.arange(1, len(hits) + 1)
         # from each recall on, the greatest precision
         precision = np.maximum.accumulate(precision[::-1])[::-1]
         if self.rule == "2010":
             return float(precision[right].sum() / wanted)
         # in whole numbers: the tenths are no exact floats
-        first = np.searchsorted(10 * found, np.arange(11) * wanted)
-        return float(np.append(precision, np.zeros(1))[np.minimum(first, len(found))].mean())
+        first = np.searchsorted(10 * hits, np.arange(11) * wanted)
+        return float(np.append(precision, 0.0)[first].mean())
 
 
 def _by_category_and_image(rows):
