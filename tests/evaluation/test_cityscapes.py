@@ -64,7 +64,9 @@ def test_numbers_of_the_official_package(seed, tmp_path):
 )
 @pytest.mark.parametrize("seed", range(100, 106))
 def test_beside_the_official_package(seed, tmp_path, monkeypatch):
+    evaluation = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # gone since numpy 2.4
+    monkeypatch.setattr(f"{evaluation}.writeDict2JSON", lambda *written: None)  # fails with numpy 2
     images = streets.make(tmp_path, seed)
     found = streets.detections(images, seed)
     evaluator = CityscapesEvaluator(load_cityscapes(tmp_path, "val", invalid="error"))
