@@ -23,7 +23,8 @@ class VocEvaluator(CocoEvaluator):
     The detections of a class are taken from the best score on, over all images. Each goes to the true object
     with which its IoU is greatest. From 0.5 on, the first that goes to an object is right and the later ones
     are wrong; below, it is wrong. A detection that goes to a difficult object is ignored, and such objects
-    need not be found. True objects without a mask are difficult in the "segm" score, in the shape of their box.
+    need not be found. True objects without a mask are, in the "segm" score, difficult and of the shape of
+    their box.
 
     The development kit's boxes name the first and the last pixel, so that a box is `xmax - xmin + 1` wide.
     Here a box ends where its last pixel ends: `x1 = xmin - 1`, `x2 = xmax` of the kit's numbers, and
