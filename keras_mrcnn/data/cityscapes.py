@@ -63,9 +63,9 @@ def load_cityscapes(folder, split, categories=None, invalid="skip", check_images
 
     Masks are the visible pixels, exact, as RLE. The pixels of a class that are not told apart ("cargroup")
     are one crowd. Where there is no `instanceIds.png` the polygons of `polygons.json` are painted instead, in
-    the order of the file, later ones in front; that differs from Cityscapes' own images along the outlines.
-    Where there are both, `instanceIds.png` wins. Images without objects stay. An image id is the common
-    beginning of the file names, CITY_SEQUENCE_FRAME; an annotation id is the id in the instance id image.
+    the order of the file, later ones in front; that differs from Cityscapes' own images in single pixels of
+    outlines. Where there are both, `instanceIds.png` wins. Images without objects stay. An image id is the
+    common beginning of the file names, CITY_SEQUENCE_FRAME; an annotation id is the id in the instance image.
 
     Args:
         folder: the folder that holds `leftImg8bit` and `gtFine`.
@@ -243,9 +243,20 @@ def _paint(path):
             numbers[value] += 1
             value = 1000 * value + numbers[value] - 1
         if len(outline) >= 3 and np.isfinite(outline).all():
-            points = np.clip(outline, 0, [width, height]).ravel().tolist()
-            ids[coco_mask.decode(coco_mask.frPyObjects([points], height, width))[:, :, 0] > 0] = value
+            ids[_fill(outline, height, width)] = value
     return ids
+
+
+def _fill(outline, height, width):
+    """bool `[H, W]`: the pixels in a polygon and, as in Cityscapes' own images, those it runs through."""
+    points = np.clip(outline, 0, [width - 1, height - 1])
+    rle = coco_mask.frPyObjects([(points + 0.5).ravel().tolist()], height, width)
+    inside = coco_mask.decode(rle)[:, :, 0].astype(bool)
+    for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
+        steps = np.linspace(0, 1, int(np.abs(end - start).max()) + 1)
+        x, y = np.floor(start + (end - start) * steps[:, None] + 0.5).astype(int).T
+        inside[y, x] = True
+    return inside
 
 
 def _record(name, path, truth, categories):

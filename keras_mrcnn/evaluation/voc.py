@@ -34,7 +34,8 @@ class VocEvaluator(CocoEvaluator):
         records: as for `CocoEvaluator`; `crowd` marks the difficult objects (`iscrowd` in a COCO json).
         categories, iou_types: as for `CocoEvaluator`.
         rule: "2010": area under the curve of the greatest precision from each recall on; "2007": mean of this
-            precision at the recalls 0, 0.1 ... 1.
+            precision at the recalls 0, 0.1 ... 1, which are compared exactly (programs that step by 0.1 in
+            floats take a recall of exactly 0.3 for less).
 
     Raises:
         ValueError: no such rule.
