@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_mrcnn.ops import library, multilevel_roi_align
 
 HEIGHT, WIDTH, CHANNELS, REGIONS = 800, 1344, 256, 1000
+STRIDES = 4, 8, 16, 32
 CASES = [(size, ratio) for size in (7, 14) for ratio in (2, 0)]
 
 
@@ -35,13 +36,13 @@ def traced(mode, maps, boxes, size, ratio):
 
     @tf.function
     def forward():
-        return multilevel_roi_align(maps, boxes, images, size, sampling_ratio=ratio)
+        return multilevel_roi_align(maps, boxes, images, size, STRIDES, sampling_ratio=ratio)
 
     @tf.function
     def both():
         with tf.GradientTape() as tape:
             tape.watch(maps)
-            pooled = multilevel_roi_align(maps, boxes, images, size, sampling_ratio=ratio)
+            pooled = multilevel_roi_align(maps, boxes, images, size, STRIDES, sampling_ratio=ratio)
         return pooled, tape.gradient(pooled, maps)
 
     os.environ[library.VARIABLE] = mode
@@ -55,7 +56,7 @@ def main():
     random = np.random.default_rng(0)
     maps = [
         tf.constant(random.normal(size=(1, HEIGHT // stride, WIDTH // stride, CHANNELS)), tf.float32)
-        for stride in (4, 8, 16, 32)
+        for stride in STRIDES
     ]
     boxes = regions(random)
     for size, ratio in CASES:

@@ -18,7 +18,8 @@ from otsu import score as otsu_score
 from pycocotools import mask as coco_mask
 
 from keras_mrcnn import config, load_coco
-from keras_mrcnn.cli import load_model, run
+from keras_mrcnn.cli import load_model
+from keras_mrcnn.train import run
 from keras_mrcnn.data.images import load_image
 from keras_mrcnn.serving.export import export_saved_model
 from keras_mrcnn.visualize import draw, side_by_side, write_image

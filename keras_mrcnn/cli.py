@@ -4,10 +4,8 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
-import dataclasses
 import json
 import pathlib
-import sys
 
 import click
 
@@ -55,133 +53,28 @@ def check(annotations, images):
 def train(config, overrides, resume):
     """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4)."""
     from keras_mrcnn import config as configs
+    from keras_mrcnn.train import run
 
     run(configs.load(config, overrides), resume)
 
 
-def run(config, resume=False, callbacks=()):
-    """Train as a `config.Config` says; checkpoints, logs and scores go to `config.training.output`.
+@main.command()
+@click.option("--table", "name", required=True, help="Of the paper: 2a, 2b, 2c, 2d, 2e or 3.")
+@click.argument("overrides", nargs=-1)
+@click.option("--seeds", default=1, show_default=True, help="Runs of each row.")
+@click.option("--output", default="runs/ablation", show_default=True, type=click.Path(file_okay=False))
+def ablate(name, overrides, seeds, output):
+    """Train the rows of a table of the paper at toy scale, and print ours beside the paper's.
 
-    Args:
-        config: `config.Config`; without validation annotations nothing is scored.
-        resume: bool, go on from the last finished epoch.
-        callbacks: more Keras callbacks.
-
-    Returns:
-        The trained `MaskRCNN`.
+    Without data.train_annotations=... and the other three paths, on synthetic shapes.
     """
-    import keras
+    from keras_mrcnn import ablation
+    from keras_mrcnn.data.shapes import make_shapes
 
-    from keras_mrcnn import config as configs
-    from keras_mrcnn.data.coco import load_coco
-    from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
-    from keras_mrcnn.evaluation import CocoEvaluator
-    from keras_mrcnn.model import LOSSES
-    from keras_mrcnn.training.callbacks import Checkpoints, CocoScores, Log
-
-    data, training = config.data, config.training
-    output = _output_folder(config, resume)
-    configs.save(config, output / "config.yaml")
-    keras.utils.set_random_seed(training.seed)
-
-    options = {"invalid": data.invalid, "check_images": data.check_images}
-    learn = load_coco(data.train_annotations, data.train_images, **options)
-    click.echo(f"Training: {learn.summary()}")
-    steps = -(-len(trainable(learn.records)) // data.batch_size)
-    model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
-    first_epoch = model.epochs_done
-
-    watchers, validation = [], None
-    if data.val_annotations:
-        valid = load_coco(data.val_annotations, data.val_images, categories=learn.categories, **options)
-        click.echo(f"Validation: {valid.summary()}")
-        validation = evaluation_dataset(valid.records, data, config.model.input)
-        evaluator = CocoEvaluator(valid, max_detections=config.model.detections.max_detections)
-        watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
-    watchers += [
-        Checkpoints(output),
-        Log(output / "log.csv", ("loss", *LOSSES), append=resume),
-        keras.callbacks.TerminateOnNaN(),
-        *callbacks,
-    ]
-    model.fit(
-        training_dataset(learn.records, data, config.model.input, training.seed, first_epoch),
-        validation_data=validation,
-        validation_freq=training.evaluate_every,
-        epochs=training.epochs,
-        initial_epoch=first_epoch,
-        callbacks=watchers,
-        shuffle=False,
-        verbose="auto" if sys.stdout.isatty() else 2,
-    )
-    click.echo(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
-    return model
-
-
-def _output_folder(config, resume):
-    """The folder of a run, made; checked against what is in it already, before anything slow."""
-    needed = ["train_annotations", "train_images"] + ["val_images"] * bool(config.data.val_annotations)
-    for key in needed:
-        if not getattr(config.data, key):
-            raise ValueError(f"`data.{key}` says where the data is. It is empty: add data.{key}=PATH.")
-    output = pathlib.Path(config.training.output)
-    last = output / "last.keras"
-    if resume and not last.is_file():
-        raise FileNotFoundError(f"Nothing to resume: there is no {last}. Train without --resume first.")
-    if last.is_file() and not resume:
-        raise ValueError(
-            f"{output} holds an earlier run. Go on with it (--resume), or choose another training.output=..."
-        )
-    if resume:
-        _check_same_run(config, output / "config.yaml")
-    else:
-        (output / "best.json").unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
-    return output
-
-
-def _check_same_run(config, path):
-    """A resumed run goes on with the settings that its checkpoint was made with."""
-    from keras_mrcnn import config as configs
-
-    was = configs.load(path)
-    free = {"output": config.training.output, "evaluate_every": config.training.evaluate_every}
-    was.training = dataclasses.replace(was.training, **free)
-    before = was.model, was.training, was.data.batch_size
-    if before != (config.model, config.training, config.data.batch_size):
-        raise ValueError(
-            f"A run is resumed with the model, training and data.batch_size of {path}. These differ: pass "
-            "that file as CONFIG, or train anew with another training.output=..."
-        )
-
-
-def _compiled_model(config, categories, steps, checkpoint):
-    """The model to train: from a checkpoint with its optimizer, or new."""
-    import keras
-
-    from keras_mrcnn.model import MaskRCNN
-    from keras_mrcnn.training import schedule
-
-    training = config.training
-    if checkpoint:
-        model = keras.models.load_model(checkpoint)
-    else:
-        if config.model.backbone.norm == "frozen" and not (training.weights or training.backbone):
-            raise ValueError(
-                "A frozen normalisation needs weights that were trained with it. Give training.weights=FILE "
-                "or training.backbone=NAME (`mrcnn presets` lists them), or train from scratch with "
-                "model.backbone.norm=group model.backbone.frozen_stages=0."
-            )
-        model = MaskRCNN(config.model, categories, seed=training.seed, dtype=training.precision)
-        if training.weights:
-            model.load_weights(training.weights)
-        elif training.backbone:
-            click.echo(f"{training.backbone}: {model.load_backbone(training.backbone)}")
-        model.compile(schedule.optimizer(training, steps))
-        model.optimizer.build(model.trainable_variables)  # wrong learning_rate_factors are told at once
-    if training.optimizer == "sgd":
-        schedule.regularize(model, training.weight_decay)
-    return model
+    given = any(override.startswith("data.train_annotations=") for override in overrides)
+    data = {} if given else make_shapes(pathlib.Path(output, "shapes"), 800, 200)
+    found = ablation.ablate(name, data, seeds, output, overrides)
+    click.echo(ablation.format_table(name, found))
 
 
 @main.command(name="eval")
@@ -190,7 +83,9 @@ def _compiled_model(config, categories, steps, checkpoint):
 @click.argument("images", type=_FOLDER)
 @click.option("--batch-size", default=1, show_default=True)
 @click.option("--output", type=click.Path(), help="Also write the scores there, as json.")
-def evaluate(model, annotations, images, batch_size, output):
+@click.option("--scales", default="", help="Short edges at which every image is seen, as 400,500,600.")
+@click.option("--flip", is_flag=True, help="Every image is seen mirrored, too.")
+def evaluate(model, annotations, images, batch_size, output, scales, flip):
     """COCO box and mask scores of MODEL (a .keras file) on labelled images."""
     from keras_mrcnn import config as configs
     from keras_mrcnn.data.coco import load_coco
@@ -201,10 +96,16 @@ def evaluate(model, annotations, images, batch_size, output):
     model = load_model(model)
     dataset = load_coco(annotations, images, categories=model.categories)
     click.echo(dataset.summary())
-    evaluator = CocoEvaluator(dataset, max_detections=model.config.detections.max_detections)
-    batches = evaluation_dataset(dataset.records, configs.Data(batch_size=batch_size), model.config.input)
-    with click.progressbar(length=len(dataset.records), label="Scoring") as bar:
-        scores = callbacks.score(model, batches, dataset.records, evaluator, progress=bar.update)
+    limit = model.config.detections.max_detections
+    evaluator = CocoEvaluator(dataset, max_detections=limit, iou_types=model.iou_types)
+    records = dataset.records
+    with click.progressbar(length=len(records), label="Scoring") as bar:
+        if scales or flip:
+            views = {"short_edges": [int(edge) for edge in scales.split(",") if edge], "flip": flip}
+            scores = callbacks.score_views(model, records, evaluator, views, progress=bar.update)
+        else:
+            batches = evaluation_dataset(records, configs.Data(batch_size=batch_size), model.config.input)
+            scores = callbacks.score(model, batches, records, evaluator, progress=bar.update)
     click.echo(format_table(scores))
     if output:
         callbacks.write_scores(scores, output)

@@ -70,14 +70,17 @@ def box(deltas, targets, classes, foreground, beta=0.0):
     """Smooth L1 of the true class's deltas over foreground regions, divided by the number of all regions.
 
     Args:
-        deltas: float32 `[N, C, 4]`.
+        deltas: float32 `[N, C, 4]`, or `[N, 1, 4]` for all classes.
         targets: float32 `[N, 4]`.
         classes: int32 `[N]`; read for foreground only.
         foreground: bool `[N]`.
         beta: float, see `smooth_l1`.
     """
-    own = ops.where(foreground, classes, 0)
-    deltas = ops.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
+    if deltas.shape[1] == 1:
+        deltas = deltas[:, 0]
+    else:
+        own = ops.where(foreground, classes, 0)
+        deltas = ops.take_along_axis(deltas, own[:, None, None], axis=1)[:, 0]
     distance = ops.where(foreground[:, None], smooth_l1(deltas - targets, beta), 0.0)
     return ops.sum(distance) / _at_least_one(classes)
 
@@ -90,9 +93,26 @@ def mask(logits, targets, has_mask):
         targets: float32 `[F, M, M]`, 0..1.
         has_mask: bool `[F]`; regions of objects that are labelled with a box only do not count.
     """
+    return _mean_over_pixels(sigmoid_cross_entropy(logits, targets), has_mask)
+
+
+def softmax_mask(logits, classes, targets, has_mask):
+    """Mean multinomial cross-entropy: every pixel is of the true class or background (Table 2b, "softmax").
+
+    Args:
+        logits: float32 `[F, M, M, C + 1]`, background last; C = 1: one mask for all classes.
+        classes: int32 `[F]`, the true class of each foreground region.
+        targets, has_mask: as for `mask`.
+    """
+    shares = ops.log_softmax(logits)
+    place = ops.minimum(classes, logits.shape[-1] - 2)[:, None, None, None]
+    own = ops.take_along_axis(shares, place, axis=-1)[..., 0]
+    return _mean_over_pixels(-targets * own - (1.0 - targets) * shares[..., -1], has_mask)
+
+
+def _mean_over_pixels(losses, has_mask):
     counted = ops.cast(has_mask, "float32")
-    of_region = ops.mean(sigmoid_cross_entropy(logits, targets), axis=(1, 2))
-    return ops.sum(of_region * counted) / ops.maximum(ops.sum(counted), 1.0)
+    return ops.sum(ops.mean(losses, axis=(1, 2)) * counted) / ops.maximum(ops.sum(counted), 1.0)
 
 
 def _at_least_one(rows):

@@ -4,8 +4,8 @@ Letters: B images, A anchors, P proposals, R sampled regions, D detections, G tr
 background, M mask side.
 """
 
+import functools
 import io
-import os
 import pathlib
 import tempfile
 import zipfile
@@ -15,35 +15,22 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_mrcnn import assembly, losses, tta
 from keras_mrcnn import config as configs
-from keras_mrcnn import losses
-from keras_mrcnn.backbones.fpn import FPN
-from keras_mrcnn.backbones.normalize import Normalize
-from keras_mrcnn.backbones.resnet import ResNet
-from keras_mrcnn.data.images import load_image, network_frame
+from keras_mrcnn.data.images import load_image, network_frame, path_of
 from keras_mrcnn.data.records import Category
 from keras_mrcnn.results import Results
-from keras_mrcnn.roi.box_head import BoxHead
-from keras_mrcnn.roi.detections import Detections
-from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks, of_class
-from keras_mrcnn.roi.pooling import RoIPooling
-from keras_mrcnn.roi.sampling import RoISampling
+from keras_mrcnn.roi.mask_head import of_class
 from keras_mrcnn.roi.targets import box_targets, mask_targets
-from keras_mrcnn.rpn.anchors import Anchors
-from keras_mrcnn.rpn.head import RPNHead
-from keras_mrcnn.rpn.proposals import Proposals
-from keras_mrcnn.rpn.targets import RPNTargets
-
-LOSSES = ("rpn_objectness", "rpn_box", "class", "box", "mask")
 
 
 @keras.saving.register_keras_serializable(package="keras_mrcnn")
 class MaskRCNN(keras.Model):
-    """Mask R-CNN with a ResNet-FPN backbone.
+    """Mask R-CNN, with every backbone and head of the paper's tables.
 
     Inputs, a dictionary:
         images: uint8 or float `[B, H, W, 3]`, RGB 0-255, in the network frame (resized, padded right and
-            bottom); normalisation is inside the model.
+            bottom); normalisation is inside the model. As many channels as `config.input.mean` has.
         image_sizes: int32 `[B, 2]`, valid height and width of each, pixels.
 
     Outputs, a dictionary, in the network frame, best first, padded with zeros:
@@ -51,7 +38,8 @@ class MaskRCNN(keras.Model):
         scores: float32 `[B, D]`.
         classes: int32 `[B, D]`, index into `categories`.
         num_detections: int32 `[B]`, valid rows.
-        masks: float32 `[B, D, M, M]`, probabilities of the detected class over its box.
+        masks: float32 `[B, D, M, M]`, probabilities of the detected class over its box; absent when
+            `config.mask_head.enabled` is False.
 
     Targets of `fit` and `evaluate`, a dictionary (`data.pipeline` makes it):
         boxes: float32 `[B, G, 4]`; classes: int32 `[B, G]`; valid: bool `[B, G]`, False for padding.
@@ -62,6 +50,8 @@ class MaskRCNN(keras.Model):
         categories: for each class its `Category` (or a dictionary with "id" and "name", or just a name).
         seed: int or None, of the random sampling in training.
         epochs_done: int, epochs trained so far; `training.callbacks.Checkpoints` counts them.
+        backbone: a layer or functional Keras model that gives C2..C5 (strides 4, 8, 16, 32) of normalised
+            images, instead of the one that the config names; it is saved with the model.
 
     Example:
         >>> model = MaskRCNN(config.load("nuclei_r18_fpn").model, ["nucleus"])
@@ -69,24 +59,29 @@ class MaskRCNN(keras.Model):
         >>> model.fit(dataset)
     """
 
-    def __init__(self, config, categories, seed=None, epochs_done=0, dtype=None, name="mask_rcnn"):
+    def __init__(
+        self, config, categories, seed=None, epochs_done=0, dtype=None, backbone=None, name="mask_rcnn"
+    ):
         config = configs.model_from_dict(config) if isinstance(config, dict) else config
         categories = [_category(index, given) for index, given in enumerate(categories)]
         if not categories:
             raise ValueError("`categories` names at least one class. Received: an empty list.")
-        stations = _stations(config, len(categories), seed, dtype)
+        stations = assembly.stations(config, len(categories), seed, dtype, backbone)
         inputs = {
-            "images": keras.Input((None, None, 3), name="images", dtype="float32"),
+            "images": keras.Input((None, None, len(config.input.mean)), name="images", dtype="float32"),
             "image_sizes": keras.Input((2,), name="image_sizes", dtype="int32"),
         }
-        super().__init__(inputs, _detect(stations, inputs), name=name)
+        super().__init__(inputs, assembly.detect(stations, inputs), name=name)
         self.config = config
         self.categories = categories
         self.seed = seed
         self.epochs_done = epochs_done
-        for station, layer in stations.items():
+        self.own_backbone = backbone
+        for station, layer in vars(stations).items():
             setattr(self, station, layer)
-        self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *LOSSES)]
+        self.loss_names = ["rpn_objectness", "rpn_box", "class", "box"] + ["mask"] * bool(self.mask_head)
+        self.iou_types = ["bbox"] + ["segm"] * bool(self.mask_head)  # what COCO scores of it
+        self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *self.loss_names)]
 
     @property
     def metrics(self):
@@ -96,35 +91,44 @@ class MaskRCNN(keras.Model):
     def compute_losses(self, inputs, targets, training=True):
         """The named losses of a batch, float32 scalars; see `losses` for each."""
         images = self.normalize(inputs["images"], inputs["image_sizes"])
-        pyramid = self.fpn(self.backbone(images, training=training), training=training)
-        logits, deltas = self.rpn_head(pyramid)
-        anchors = self.anchors(pyramid)
+        maps, rpn_maps = assembly.feature_maps(self, images, training)
+        logits, deltas = self.rpn_head(rpn_maps)
+        anchors = self.anchors(rpn_maps)
         true = targets["boxes"], targets["valid"]
         sampled = self.rpn_targets(ops.concatenate(anchors), *true)
         proposals = self.proposals(logits, deltas, anchors, inputs["image_sizes"], training=True)
         regions = self.roi_sampling(proposals[0], proposals[2], *true)
         boxes, _, foreground, background = regions
 
-        class_logits, box_deltas = self.box_head(
-            self.box_pooling(pyramid, boxes, foreground | background), training=training
-        )
-        mask_logits = self.mask_head(self.mask_pooling(pyramid, boxes, foreground), training=training)
+        features = assembly.box_features(self, maps, boxes, foreground | background, training)
+        class_logits, box_deltas = self.box_head(features, training=training)
         config = self.config
         classes, true_deltas, is_foreground = box_targets(
             regions, targets, len(self.categories), config.box_head.box_weights
         )
-        mask_classes, masks, has_mask = mask_targets(
-            regions, targets, mask_logits.shape[1], config.mask_head.soft_targets
-        )
-        return {
+        named = {
             "rpn_objectness": losses.rpn_objectness(logits, *sampled, config.rpn.samples),
             "rpn_box": losses.rpn_box(deltas, *sampled, config.rpn.samples, config.rpn.smooth_l1_beta),
             "class": losses.classification(class_logits, classes),
             "box": losses.box(
                 box_deltas, true_deltas, classes, is_foreground, config.box_head.smooth_l1_beta
             ),
-            "mask": losses.mask(of_class(mask_logits, mask_classes), masks, has_mask),
         }
+        if self.mask_head:
+            if self.stage5:  # the features of the same regions
+                features = ops.take(features, ops.nonzero(is_foreground)[0], axis=0)
+            else:
+                features = self.mask_pooling(maps, boxes, foreground)
+            mask_logits = self.mask_head(features, training=training)
+            named["mask"] = self._mask_loss(mask_logits, regions, targets)
+        return named
+
+    def _mask_loss(self, logits, regions, targets):
+        head = self.config.mask_head
+        classes, masks, has_mask = mask_targets(regions, targets, logits.shape[1], head.soft_targets)
+        if head.activation == "sigmoid":
+            return losses.mask(of_class(logits, classes), masks, has_mask)
+        return losses.softmax_mask(logits, classes, masks, has_mask)
 
     def train_step(self, data):
         """One step of `fit`: forward, losses, gradients, update."""
@@ -144,21 +148,37 @@ class MaskRCNN(keras.Model):
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._track(self.compute_losses(inputs, targets, training=False))
 
-    def detect(self, images, batch_size=1):
+    @functools.cached_property
+    def masks_of_boxes(self):
+        """A Keras model of the same layers: masks of given boxes, see `assembly.masks_of_boxes`."""
+        inputs = {
+            **self.input,
+            "boxes": keras.Input((None, 4), name="boxes", dtype="float32"),
+            "classes": keras.Input((None,), name="classes", dtype="int32"),
+        }
+        return keras.Model(inputs, assembly.masks_of_boxes(self, inputs))
+
+    def detect(self, images, batch_size=1, short_edges=None, flip=False):
         """What is in some images.
 
         Args:
             images: one image or a list of them: paths, arrays `[H, W]` or `[H, W, 1 | 3 | 4]`, PIL images.
             batch_size: int, images that go through the network together, padded to a common size.
+            short_edges: list of int, pixels; every image is seen at each of these scales, see `tta`.
+            flip: bool, every image is seen mirrored, too; both need `batch_size=1`.
 
         Returns:
             `Results` in the pixels of the image as given, or a list of them when a list was given.
         """
         if not isinstance(images, list | tuple):
-            return self.detect([images])[0]
+            return self.detect([images], 1, short_edges, flip)[0]
+        if short_edges or flip:
+            edges = short_edges or [self.config.input.short_edge]
+            return [tta.detect(self, image, edges, flip) for image in images]
         results = []
         for start in range(0, len(images), batch_size):
-            sources = [load_image(image) for image in images[start : start + batch_size]]
+            channels = len(self.config.input.mean)
+            sources = [load_image(image, channels) for image in images[start : start + batch_size]]
             inputs = network_frame(sources, self.config.input)
             outputs = self.predict_on_batch(inputs)
             for row, (given, source) in enumerate(zip(images[start:], sources, strict=False)):
@@ -170,7 +190,7 @@ class MaskRCNN(keras.Model):
                         self.categories,
                         image=source,
                         paste=self.config.mask_head.paste,
-                        image_id=str(given) if isinstance(given, str | os.PathLike) else None,
+                        image_id=path_of(given),
                     )
                 )
         return results
@@ -247,7 +267,7 @@ class MaskRCNN(keras.Model):
             )
 
     def _track(self, named):
-        values = [sum(named.values()), *(named[name] for name in LOSSES)]
+        values = [sum(named.values()), *(named[name] for name in self.loss_names)]
         for tracker, value in zip(self._trackers, values, strict=True):
             tracker.update_state(value)
         return {tracker.name: tracker.result() for tracker in self._trackers}
@@ -259,12 +279,17 @@ class MaskRCNN(keras.Model):
             "seed": self.seed,
             "epochs_done": self.epochs_done,
             "dtype": keras.saving.serialize_keras_object(self.box_head.dtype_policy),
+            "backbone": keras.saving.serialize_keras_object(self.own_backbone),
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**{**config, "dtype": keras.saving.deserialize_keras_object(config["dtype"])})
+        given = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("dtype", "backbone")
+        }
+        return cls(**{**config, **given})
 
 
 def _weight_shapes(path):
@@ -288,83 +313,3 @@ def _category(index, given):
     if isinstance(given, str):
         return Category(index + 1, given)
     return Category(given["id"], given["name"]) if isinstance(given, dict) else given
-
-
-def _stations(config, num_classes, seed, dtype):
-    """Every layer of the walk by name, in the order that data goes."""
-    seeds = (None, None) if seed is None else (seed, seed + 1)
-    backbone, box_head, mask_head = config.backbone, config.box_head, config.mask_head
-    align = {"sampling_ratio": config.roi_align.sampling_ratio, "aligned": config.roi_align.aligned}
-    return {
-        "normalize": Normalize(config.input.mean, config.input.std, dtype=dtype, name="normalize"),
-        "backbone": ResNet(
-            backbone.name,
-            backbone.norm,
-            backbone.frozen_stages,
-            backbone.blocks,
-            backbone.stride_in_1x1,
-            backbone.norm_epsilon,
-            dtype=dtype,
-            name="backbone",
-        ),
-        "fpn": FPN(**vars(config.fpn), dtype=dtype, name="fpn"),
-        "anchors": Anchors(**vars(config.anchors), name="anchors"),
-        "rpn_head": RPNHead(
-            len(config.anchors.aspect_ratios),
-            config.rpn.channels,
-            config.rpn.convs,
-            dtype=dtype,
-            name="rpn_head",
-        ),
-        "rpn_targets": RPNTargets(
-            config.rpn.positive_iou,
-            config.rpn.negative_iou,
-            config.rpn.samples,
-            config.rpn.positive_fraction,
-            seed=seeds[0],
-            name="rpn_targets",
-        ),
-        "proposals": Proposals(**vars(config.proposals), name="proposals"),
-        "roi_sampling": RoISampling(**vars(config.sampling), seed=seeds[1], name="roi_sampling"),
-        "box_pooling": RoIPooling(box_head.pool_size, **align, dtype=dtype, name="box_pooling"),
-        "box_head": BoxHead(
-            num_classes,
-            box_head.convs,
-            box_head.channels,
-            box_head.norm,
-            box_head.fcs,
-            box_head.units,
-            dtype=dtype,
-            name="box_head",
-        ),
-        "detections": Detections(
-            **vars(config.detections), box_weights=box_head.box_weights, name="detections"
-        ),
-        "mask_pooling": RoIPooling(mask_head.pool_size, **align, dtype=dtype, name="mask_pooling"),
-        "mask_head": MaskHead(
-            num_classes, mask_head.convs, mask_head.channels, mask_head.norm, dtype=dtype, name="mask_head"
-        ),
-        "region_masks": RegionMasks(name="region_masks"),
-    }
-
-
-def _detect(stations, inputs):
-    """The outputs of the model: the walk from images to detections and their masks."""
-    station = stations.__getitem__
-    images, image_sizes = inputs["images"], inputs["image_sizes"]
-    pyramid = station("fpn")(station("backbone")(station("normalize")(images, image_sizes)))
-    logits, deltas = station("rpn_head")(pyramid)
-    anchors = station("anchors")(pyramid)
-    proposals, _, valid = station("proposals")(logits, deltas, anchors, image_sizes)
-    class_logits, box_deltas = station("box_head")(station("box_pooling")(pyramid, proposals, valid))
-    boxes, scores, classes, valid = station("detections")(
-        proposals, valid, class_logits, box_deltas, image_sizes
-    )
-    mask_logits = station("mask_head")(station("mask_pooling")(pyramid, boxes, valid))
-    return {
-        "boxes": boxes,
-        "scores": scores,
-        "classes": classes,
-        "num_detections": ops.sum(ops.cast(valid, "int32"), axis=1),
-        "masks": station("region_masks")(mask_logits, classes, valid),
-    }

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from pycocotools import mask as coco_mask
 
 from keras_mrcnn import config
-from keras_mrcnn.cli import main, run
+from keras_mrcnn.cli import main
 from keras_mrcnn.data.shapes import make_shapes
+from keras_mrcnn.train import run
 from keras_mrcnn.visualize import write_image
 
 
@@ -63,7 +64,8 @@ def test_train_leaves_what_it_promises(trained):
 RESUME = """
 import sys, keras, numpy as np, tensorflow as tf
 from keras_mrcnn import config
-from keras_mrcnn.cli import load_model, run
+from keras_mrcnn.cli import load_model
+from keras_mrcnn.train import run
 
 tf.config.experimental.enable_op_determinism()
 

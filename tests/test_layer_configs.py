@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 
 import keras_mrcnn
+from keras_mrcnn.backbones.applications import Application
 from keras_mrcnn.backbones.fpn import FPN
 from keras_mrcnn.backbones.normalize import Normalize
-from keras_mrcnn.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from keras_mrcnn.backbones.resnet import ResNet
 from keras_mrcnn.conv_norm import ConvNorm, FrozenNormalization
 from keras_mrcnn.ops import RandomSubset
+from keras_mrcnn.residual import BasicBlock, Bottleneck
 from keras_mrcnn.roi.box_head import BoxHead
 from keras_mrcnn.roi.detections import Detections
 from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks
 from keras_mrcnn.roi.pooling import RoIPooling
 from keras_mrcnn.roi.sampling import RoISampling
+from keras_mrcnn.roi.stage5 import Stage5
 from keras_mrcnn.rpn.anchors import Anchors
 from keras_mrcnn.rpn.head import RPNHead
 from keras_mrcnn.rpn.proposals import Proposals
@@ -29,14 +32,21 @@ from keras_mrcnn.rpn.targets import RPNTargets
 # Values all unlike the defaults.
 GIVEN = {
     Anchors: {"sizes": [10.0, 20.0], "aspect_ratios": [0.3, 3.0], "rounded": True, "fitted_strides": True},
+    Application: {
+        "network": "MobileNetV3Small", "frozen_stages": 5, "channels": 2,
+        "outputs": [
+            "expanded_conv_project_bn", "expanded_conv_2_add", "expanded_conv_7_add", "expanded_conv_10_add"
+        ],
+    },
     BasicBlock: {"width": 6, "strides": 2, "project": True, "norm": "batch", "epsilon": 0.25},
     Bottleneck: {
-        "width": 6, "strides": 2, "project": True, "norm": "batch", "epsilon": 0.25, "stride_in_1x1": True
+        "width": 6, "strides": 2, "project": True, "norm": "batch", "epsilon": 0.25, "stride_in_1x1": True,
+        "groups": 3, "expansion": 2,
     },
     BoxHead: {"num_classes": 3, "convs": 2, "channels": 6, "norm": "batch", "fcs": 1, "units": 5},
     ConvNorm: {
         "filters": 32, "kernel_size": 5, "strides": 3, "norm": "group", "relu": True, "epsilon": 0.25,
-        "kernel_initializer": "lecun_uniform",
+        "kernel_initializer": "lecun_uniform", "groups": 4,
     },
     Detections: {
         "score_threshold": 0.2, "nms_iou": 0.3, "max_detections": 7,
@@ -44,7 +54,7 @@ GIVEN = {
     },
     FPN: {"channels": 6, "norm": "batch"},
     FrozenNormalization: {"epsilon": 0.25},
-    MaskHead: {"num_classes": 3, "convs": 2, "channels": 5, "norm": "batch"},
+    MaskHead: {"maps": 3, "convs": 2, "channels": 5, "norm": "batch"},
     Normalize: {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]},
     Proposals: {
         "pre_nms_train": 11, "pre_nms_test": 12, "post_nms_train": 13, "post_nms_test": 14, "nms_iou": 0.6,
@@ -54,13 +64,17 @@ GIVEN = {
     RegionMasks: {},
     ResNet: {
         "depth": "resnet34", "norm": "group", "frozen_stages": 3, "blocks": [1, 1, 2, 1],
-        "stride_in_1x1": True, "epsilon": 0.25,
+        "stride_in_1x1": True, "epsilon": 0.25, "last_stage": 4, "dilated": True,
     },
     RoIPooling: {"pool_size": 5, "sampling_ratio": 3, "aligned": False},
     RoISampling: {"rois": 20, "foreground_fraction": 0.4, "foreground_iou": 0.6, "seed": 5},
     RPNHead: {"anchors_per_position": 4, "channels": 6, "convs": 2},
     RPNTargets: {
         "positive_iou": 0.6, "negative_iou": 0.2, "samples": 20, "positive_fraction": 0.4, "seed": 5
+    },
+    Stage5: {
+        "depth": "resnet34", "norm": "group", "strides": 2, "blocks": [1, 1, 2, 1], "stride_in_1x1": True,
+        "epsilon": 0.25,
     },
 }  # fmt: skip
 OWN_FORM = {
@@ -74,7 +88,7 @@ OWN_FORM = {
 def layers_of_the_package():
     found = set()
     for module in pkgutil.walk_packages(keras_mrcnn.__path__, "keras_mrcnn."):
-        if module.name.split(".")[1] in ("backbones", "conv_norm", "ops", "rpn", "roi"):
+        if module.name.split(".")[1] in ("backbones", "conv_norm", "residual", "ops", "rpn", "roi"):
             members = vars(importlib.import_module(module.name)).values()
             found |= {m for m in members if inspect.isclass(m) and issubclass(m, keras.layers.Layer)}
     return {

@@ -247,3 +247,20 @@ class TestMask:
         )
         assert value == pytest.approx(float(data["mask/loss"]), rel=1e-5)
         np.testing.assert_allclose(gradient, data["mask/grad"][rows, classes], atol=1e-6)
+
+
+def test_softmax_mask_against_a_slow_one():
+    random = np.random.default_rng(0)
+    for maps in (4, 2):  # a mask for each of three classes, or one for all; and the background
+        logits = random.normal(size=[5, 3, 3, maps]).astype(np.float32)
+        classes, has_mask = random.integers(0, 3, 5).astype(np.int32), np.array([1, 1, 0, 1, 1], bool)
+        targets = random.integers(0, 2, [5, 3, 3]).astype(np.float32)
+        total = 0.0
+        for region in np.flatnonzero(has_mask):
+            for y, x in np.ndindex(3, 3):
+                values = np.exp(logits[region, y, x].astype(np.float64))
+                own = classes[region] if maps == 4 else 0
+                total -= math.log(values[own if targets[region, y, x] else maps - 1] / values.sum())
+        value, gradient = value_and_gradient(losses.softmax_mask, logits, classes, targets, has_mask)
+        assert value == pytest.approx(total / (4 * 9), rel=1e-5)
+        assert not gradient[2].any() and gradient[[0, 1, 3, 4]].all()

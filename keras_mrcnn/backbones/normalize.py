@@ -12,14 +12,14 @@ class Normalize(keras.layers.Layer):
     Whatever stands in the padding of a batch has no influence.
 
     Args:
-        mean, std: three floats each, RGB, in units of 0-255.
+        mean, std: a float for each of the C channels, in units of 0-255.
 
     Call arguments:
-        images: uint8 or float `[B, H, W, 3]`, RGB 0-255.
+        images: uint8 or float `[B, H, W, C]`, 0-255.
         image_sizes: int `[B, 2]`, valid height and width in pixels.
 
     Returns:
-        `[B, H', W', 3]` in the layer's compute dtype, H' and W' multiples of 32.
+        `[B, H', W', C]` in the layer's compute dtype, H' and W' multiples of 32.
     """
 
     def __init__(self, mean, std, **kwargs):

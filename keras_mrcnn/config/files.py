@@ -15,6 +15,8 @@ from keras_mrcnn.config.stations import Config, Model
 def load(source, overrides=()):
     """Read a whole run's config.
 
+    A file holds what differs from the defaults, or from another file that it names: `base: paper/r50_fpn`.
+
     Args:
         source: path of a YAML file, or the name of one in `configs/` (with or without `.yaml`).
         overrides: strings `section.key=value`, the value in YAML's notation.
@@ -27,16 +29,22 @@ def load(source, overrides=()):
         ValueError: an unknown key (with the nearest right one), a value of the wrong type, or not one of
             the choices.
     """
-    path = find(source)
-    merged = OmegaConf.structured(Config)
+    config = OmegaConf.to_object(_override(_read(find(source)), overrides))
+    check(config)
+    return config
+
+
+def _read(path, above=()):
+    """The defaults with what the files from the lowest base up to `path` change."""
+    if path in above:
+        raise ValueError(f"A config cannot be its own base: {' -> '.join(map(str, (*above, path)))}")
     try:
         content = OmegaConf.load(path)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    merged = _merge(merged, content, str(path))
-    config = OmegaConf.to_object(_override(merged, overrides))
-    check(config)
-    return config
+    base = content.pop("base", None) if OmegaConf.is_dict(content) else None
+    merged = _read(find(base), (*above, path)) if base else OmegaConf.structured(Config)
+    return _merge(merged, content, str(path))
 
 
 def save(config, path):
@@ -91,11 +99,11 @@ def find(source):
     given = pathlib.Path(source)
     if given.is_file():
         return given
-    named = sorted(folder("configs").glob("*.yaml"))
-    for path in named:
-        if source in (path.name, path.stem):
-            return path
-    names = [path.stem for path in named]
+    top = folder("configs")
+    named = {path.relative_to(top).with_suffix("").as_posix(): path for path in top.rglob("*.yaml")}
+    if given.with_suffix("").as_posix() in named:
+        return named[given.with_suffix("").as_posix()]
+    names = sorted(named)
     raise FileNotFoundError(
         f"No config file {str(source)!r}, here ({os.getcwd()}) or among the named ones: {', '.join(names)}."
         + nearest(str(source), names)

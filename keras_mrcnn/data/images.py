@@ -94,39 +94,43 @@ def network_frame(sources, input_config):
     """Source images of any sizes as one batch of the model's inputs.
 
     Args:
-        sources: list of uint8 `[H, W, 3]`, RGB.
+        sources: list of uint8 `[H, W, C]`.
         input_config: `config.Input`; short and long edge, and how to resize.
 
     Returns:
-        dictionary of numpy arrays: images uint8 (float32 when resized "plain") `[B, H', W', 3]`, padded right
+        dictionary of numpy arrays: images uint8 (float32 when resized "plain") `[B, H', W', C]`, padded right
         and below with 0 to multiples of 32, and image_sizes int32 `[B, 2]`, the valid height and width.
     """
     rule = input_config.resize
     edges = input_config.short_edge, input_config.long_edge
     sizes = [network_size(*source.shape[:2], *edges, rule) for source in sources]
     height, width = (-(-edge // STRIDE) * STRIDE for edge in np.max(sizes, axis=0))
-    batch = np.zeros((len(sources), height, width, 3), np.float32 if rule == "plain" else np.uint8)
+    shape = len(sources), height, width, sources[0].shape[2]
+    batch = np.zeros(shape, np.float32 if rule == "plain" else np.uint8)
     for image, source, size in zip(batch, sources, sizes, strict=True):
         image[: size[0], : size[1]] = resize(source, size, rule)
     return {"images": batch, "image_sizes": np.array(sizes, np.int32)}
 
 
-def load_image(image):
+def load_image(image, channels=3):
     """Brings whatever a caller has to uint8 RGB.
 
     Args:
+        channels: int; unless 3, only an array or tensor uint8 `[H, W, channels]` is taken, as it is.
         image: path of an image file; encoded bytes; a PIL image; or an array or tensor `[H, W]`, `[H, W, 1]`,
             `[H, W, 3]` (RGB) or `[H, W, 4]` (alpha is dropped) of bool, uint8, uint16 (the high byte is
             kept), any other integer type holding 0-255, or float holding 0-1 or 0-255 (0-1 when nothing
             exceeds 1).
 
     Returns:
-        uint8 numpy `[H, W, 3]`, RGB, a fresh array.
+        uint8 numpy `[H, W, channels]`, RGB when these are 3, a fresh array.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file or the bytes cannot be decoded, or the array has another shape, type or range.
     """
+    if channels != 3:
+        return _array_of(channels, image)
     if isinstance(image, str | os.PathLike):
         return _load_file(os.fspath(image))
     if isinstance(image, bytes):
@@ -134,6 +138,22 @@ def load_image(image):
     if callable(getattr(image, "convert", None)) and not getattr(image, "mode", "").startswith(("I", "F")):
         image = image.convert("RGB")
     return _rgb_array(np.asarray(image))
+
+
+def path_of(image):
+    """The path that `load_image` was given, as a string; None of anything else."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _array_of(channels, image):
+    array = None if isinstance(image, str | bytes | os.PathLike) else np.array(image)
+    if array is None or array.ndim != 3 or array.shape[2] != channels or array.dtype != np.uint8:
+        received = repr(image) if array is None else f"shape={array.shape}, dtype={array.dtype}"
+        raise ValueError(
+            f"This model's images have {channels} channels: `image` must be an array uint8 "
+            f"[height, width, {channels}]. Received: {received}"
+        )
+    return array
 
 
 def _load_file(path):

@@ -1,20 +1,54 @@
-"""RoIAlign (Mask R-CNN, section 3): the compiled operation, or the same from stock TensorFlow operations.
+"""RoIAlign, RoIWarp and RoIPool: the compiled operation, or the same from stock TensorFlow operations.
 
-`library.choice` says which; the stock one is the oracle of the other. It is exact: for one number of samples
-per bin, `tf.image.crop_and_resize` on a map with one pixel of symmetric padding samples at exactly RoIAlign's
-points and with its border rule: a sample up to one pixel outside the map takes the border's value, one
-further outside counts as 0.
+`library.choice` says which; the stock ones are the oracle of the other.
+
+The average of RoIAlign's samples, which models use by default, is taken of all regions together
+(`roi_crops`), everything else region by region (`roi_regions`).
 """
+
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mrcnn.ops import library
+from keras_mrcnn.ops import library, roi_crops
+from keras_mrcnn.ops.roi_pool import roi_pool
+from keras_mrcnn.ops.roi_regions import divided, pool_regions, sampled_axis
 
-_GRID_BASE = 2**15  # more than the samples of a bin along one side
+OPERATIONS = ("align", "warp", "pool")
+REDUCTIONS = ("average", "maximum")
 
 
-def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio=2, aligned=True):
-    """Average-pooled features of regions, bilinearly sampled at exact positions.
+class _Pooling(NamedTuple):
+    """What the calls of one layer have in common; `method` and `reduction` as in `library.pool`."""
+
+    bins: list  # rows, columns
+    sampling_ratio: int
+    method: str
+    reduction: str
+
+
+def roi_align(
+    features,
+    boxes,
+    batch_indices,
+    output_size,
+    scale,
+    sampling_ratio=2,
+    aligned=True,
+    operation="align",
+    reduction="average",
+):
+    """Features of regions, pooled to one size (Mask R-CNN, section 3, and its tables 2c and 2d).
+
+    | operation | reduction | corners | a bin's value |
+    | --- | --- | --- | --- |
+    | align | average | exact | the average of bilinear samples: RoIAlign, the paper's choice |
+    | align | maximum | exact | the largest of the same samples |
+    | warp | average, maximum | rounded to whole feature pixels | of bilinear samples: RoIWarp (MNC) |
+    | pool | maximum | rounded, those of bins too | the largest pixel: RoIPool (Fast R-CNN) |
+
+    A sample more than one pixel outside the map is 0 and counts. The gradient of a maximum goes to the first
+    of the largest samples, rows first. A region with an edge that is not finite is 0.
 
     Args:
         features: float `[B, H, W, C]`.
@@ -23,141 +57,104 @@ def roi_align(features, boxes, batch_indices, output_size, scale, sampling_ratio
         output_size: bins along each side, an int, or two: (rows, columns).
         scale: float, feature pixels per image pixel.
         sampling_ratio: int, samples per bin along each side; 0: for each box and side as many as its bins
-            are long in feature pixels, rounded up.
-        aligned: False leaves out the half-pixel shift and widens boxes to at least one feature pixel.
+            are long in feature pixels, rounded up. Without effect on `pool`.
+        aligned: bool, of `align` alone: False leaves out the half-pixel shift and widens boxes to at least
+            one feature pixel.
+        operation: `align`, `warp` or `pool`. Halves are rounded away from zero.
+        reduction: `average` or `maximum`; `pool` has only the latter.
 
     Returns:
         `[R, rows, columns, C]` of the features' dtype.
 
     Raises:
+        ValueError: an unknown operation or reduction, or the average of `pool`.
         tf.errors.InvalidArgumentError: an image that is not in the batch, on a CPU. On a GPU, where nothing
             waits for what the tensors hold, its region is 0.
     """
-    settings = batch_indices, _rows_and_columns(output_size), sampling_ratio, aligned
-    compiled = _compiled([features], boxes, [scale], *settings)
-    return _from_stock(features, boxes, scale, *settings) if compiled is None else compiled
+    pooling = _pooling(output_size, sampling_ratio, aligned, operation, reduction)
+    compiled = _compiled([features], boxes, batch_indices, [scale], pooling)
+    return _from_stock(features, boxes, batch_indices, scale, pooling) if compiled is None else compiled
 
 
-def _rows_and_columns(output_size):
-    return [output_size] * 2 if isinstance(output_size, int) else list(output_size)
+def multilevel_roi_align(
+    maps,
+    boxes,
+    batch_indices,
+    output_size,
+    strides,
+    sampling_ratio=2,
+    aligned=True,
+    operation="align",
+    reduction="average",
+):
+    """`roi_align` of each region on the pyramid level that fits its size, or all on the one map.
+
+    Args:
+        maps: list of float `[B, H_k, W_k, C]`, the finest first.
+        strides: list of int, image pixels per feature pixel of each map. Several maps are the levels of an
+            FPN from P2 on: 4, 8, 16, 32 ...; one may have any stride.
+        boxes, batch_indices, output_size, sampling_ratio, aligned, operation, reduction: as in `roi_align`.
+
+    Returns:
+        `[R, rows, columns, C]`, in the order of `boxes`.
+
+    Raises:
+        ValueError: strides that do not fit the maps or the rule of the levels; and as `roi_align`.
+    """
+    pooling = _pooling(output_size, sampling_ratio, aligned, operation, reduction)
+    _check_strides(strides, maps)
+    scales = [1.0 / stride for stride in strides]
+    compiled = _compiled(maps, boxes, batch_indices, scales, pooling)
+    return _by_level(maps, boxes, batch_indices, scales, pooling) if compiled is None else compiled
 
 
-def _compiled(maps, boxes, scales, batch_indices, bins, sampling_ratio, aligned):
+def _pooling(output_size, sampling_ratio, aligned, operation, reduction):
+    for name, value, known in (("operation", operation, OPERATIONS), ("reduction", reduction, REDUCTIONS)):
+        if value not in known:
+            raise ValueError(f"`{name}` is {', '.join(known[:-1])} or {known[-1]}. Received: {value!r}")
+    if operation == "pool" and reduction != "maximum":
+        raise ValueError(
+            "RoIPool takes the largest pixel: `operation='pool'` needs `reduction='maximum'`. "
+            f"Received: reduction={reduction!r}"
+        )
+    bins = [output_size] * 2 if isinstance(output_size, int) else list(output_size)
+    method = "align_legacy" if operation == "align" and not aligned else operation
+    return _Pooling(bins, sampling_ratio, method, reduction)
+
+
+def _check_strides(strides, maps):
+    if len(strides) != len(maps):
+        raise ValueError(
+            f"`strides` has an entry for each map. Received: {list(strides)} for {len(maps)} maps"
+        )
+    if len(maps) > 1 and list(strides) != [4 << level for level in range(len(maps))]:
+        raise ValueError(
+            "`strides` of several maps are 4, 8, 16, 32 ..., as the rule assumes that gives each region its "
+            f"level (FPN paper, eq. 1). Received: {list(strides)}. Give one map, or P2 and its followers."
+        )
+
+
+def _compiled(maps, boxes, batch_indices, scales, pooling):
     """From the compiled library; None where it is not in use, or does not know the maps' dtype."""
     maps = [tf.convert_to_tensor(features) for features in maps]
     module = library.compiled()
     if module is None or maps[0].dtype not in library.TYPES:
         return None
     boxes, images = tf.stop_gradient(tf.cast(boxes, tf.float32)), tf.cast(batch_indices, tf.int32)
-    method = "align" if aligned else "align_legacy"
-    return library.pool(module, maps, boxes, images, scales, bins, sampling_ratio, method)
+    return library.pool(module, maps, boxes, images, scales, *pooling)
 
 
-def _from_stock(features, boxes, scale, batch_indices, bins, sampling_ratio, aligned):
-    boxes = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
-    boxes = tf.where(tf.math.is_finite(boxes), boxes, -1e6)  # far outside: samples of 0
-    start, end = boxes[:, 1::-1], boxes[:, :1:-1]  # (y, x)
-    extent = end - start if aligned else tf.maximum(end - start, 1.0)
-    regions = start - (0.5 if aligned else 0.0), extent, batch_indices
-    if sampling_ratio:
-        return _pool(features, *regions, bins, (sampling_ratio, sampling_ratio))
-    return _pool_adaptively(features, *regions, bins)
-
-
-def _pool_adaptively(features, start, extent, batch_indices, bins):
-    """`_pool` of the regions with one number of samples after those with another."""
-    samples = tf.cast(tf.math.ceil(extent / bins), tf.int32)
-    empty = tf.reduce_any(samples < 1, axis=1)
-    samples = tf.maximum(samples, 1)
-    grids, group_of = tf.unique(samples[:, 0] * _GRID_BASE + samples[:, 1])
-
-    def pool_group(group, pooled):
-        chosen = tf.where(group_of == group)[:, 0]
-        regions = [tf.gather(part, chosen) for part in (start, extent, batch_indices)]
-        grid = grids[group] // _GRID_BASE, grids[group] % _GRID_BASE
-        return group + 1, pooled.write(group + 1, _pool(features, *regions, bins, grid))
-
-    # So that there is something to put together, and a gradient, when there is no box.
-    nothing = _pool(features, start[:0], extent[:0], batch_indices[:0], bins, (1, 1))
-    pooled = tf.TensorArray(features.dtype, tf.size(grids) + 1, infer_shape=False).write(0, nothing)
-    _, pooled = tf.while_loop(lambda group, _: group < tf.size(grids), pool_group, (0, pooled))
-    pooled = tf.ensure_shape(pooled.concat(), [None, *bins, features.shape[-1]])
-    in_groups = tf.argsort(group_of, stable=True)
-    pooled = tf.gather(pooled, tf.argsort(in_groups))
-    return tf.where(empty[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.zeros([], features.dtype), pooled)
-
-
-def _pool(features, start, extent, batch_indices, bins, grid):
-    """Regions by corner and size, float32 `[R, 2]` (y, x), feature pixels; `grid` samples in every bin."""
-    counts = [bins[0] * grid[0], bins[1] * grid[1]]
-    axes = []
-    for axis, count in enumerate(counts):
-        step = extent[:, axis] / tf.cast(count, tf.float32)
-        axes.append((start[:, axis] + 0.5 * step, step, count))  # the first sample
-
-    @tf.custom_gradient
-    def pool(features):
-        def gradient(upstream):
-            taps = [_taps(*axis, size) for axis, size in zip(axes, tf.unstack(shape[1:3]))]
-            spread = _scatter(tf.cast(upstream, tf.float32), batch_indices, *taps, grid, shape)
-            return tf.cast(spread, features.dtype)
-
-        shape = tf.shape(features)
-        padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-        edges = []  # the first and the last sample, 1 where the map (padded by one pixel) ends
-        for (first, step, count), size in zip(axes, tf.unstack(tf.cast(shape[1:3], tf.float32))):
-            last = first + step * tf.cast(count - 1, tf.float32)
-            edges.append(((first + 1) / (size + 1), (last + 1) / (size + 1)))
-        (top, bottom), (left, right) = edges
-        crops = tf.image.crop_and_resize(
-            padded, tf.stack([top, left, bottom, right], axis=-1), batch_indices, tf.stack(counts)
-        )
-        if isinstance(grid[0], int):
-            pooled = tf.nn.avg_pool2d(crops, grid, grid, "VALID")
-        else:
-            crops = tf.reshape(crops, [-1, bins[0], grid[0], bins[1], grid[1], features.shape[-1]])
-            pooled = tf.reduce_mean(crops, axis=(2, 4))
-        return tf.cast(pooled, features.dtype), gradient
-
-    return pool(features)
-
-
-def _taps(first, step, count, size):
-    """The two pixels that each sample along one axis reads, and their weights.
-
-    Returns:
-        int32 and float32 `[R, 2 * count]`; weight 0 for samples more than one pixel outside the map.
-    """
-    limit = tf.cast(size, tf.float32)
-    position = first[:, tf.newaxis] + step[:, tf.newaxis] * tf.range(count, dtype=tf.float32)
-    inside = tf.cast((position >= -1) & (position <= limit), tf.float32)
-    position = tf.clip_by_value(position, 0.0, limit - 1)
-    low = tf.floor(position)
-    weight = position - low
-    pixels = tf.stack([low, tf.minimum(low + 1, limit - 1)], axis=-1)
-    weights = tf.stack([(1 - weight) * inside, weight * inside], axis=-1)
-    flat = [tf.shape(first)[0], 2 * count]
-    return tf.cast(tf.reshape(pixels, flat), tf.int32), tf.reshape(weights, flat)
-
-
-def _scatter(upstream, batch_indices, rows, columns, grid, shape):
-    """Gradient `[B, H, W, C]` of the average over samples: every pixel's share of every bin.
-
-    TensorFlow's own gradient of `crop_and_resize` adds from several threads at once on a CPU and loses some
-    of the sums; this one does not.
-    """
-    (row, row_weight), (column, column_weight) = rows, columns
-    weight = row_weight[:, :, tf.newaxis] * column_weight[:, tf.newaxis, :]
-    weight /= tf.cast(grid[0] * grid[1], tf.float32)
-    place = (batch_indices[:, tf.newaxis] * shape[1] + row)[:, :, tf.newaxis] * shape[2]
-    place += column[:, tf.newaxis, :]
-    shares = tf.repeat(tf.repeat(upstream, 2 * grid[0], axis=1), 2 * grid[1], axis=2)
-    sums = tf.math.unsorted_segment_sum(
-        tf.reshape(shares * weight[..., tf.newaxis], [-1, shape[3]]),
-        tf.reshape(place, [-1]),
-        shape[0] * shape[1] * shape[2],
-    )
-    return tf.reshape(sums, shape)
+def _by_level(maps, boxes, batch_indices, scales, pooling):
+    if len(maps) == 1:
+        return _from_stock(maps[0], boxes, batch_indices, scales[0], pooling)
+    level_of = roi_levels(boxes, len(maps))
+    places, pooled = [], []
+    for level, (features, scale) in enumerate(zip(maps, scales)):
+        place = tf.cast(tf.where(level_of == level)[:, 0], tf.int32)
+        places.append(place)
+        images = tf.gather(batch_indices, place)
+        pooled.append(_from_stock(features, tf.gather(boxes, place), images, scale, pooling))
+    return tf.gather(tf.concat(pooled, 0), tf.argsort(tf.concat(places, 0)))
 
 
 def roi_levels(boxes, levels):
@@ -177,28 +174,50 @@ def roi_levels(boxes, levels):
     return tf.cast(tf.clip_by_value(level, 2.0, levels + 1.0), tf.int32) - 2
 
 
-def multilevel_roi_align(pyramid, boxes, batch_indices, output_size, sampling_ratio=2, aligned=True):
-    """`roi_align` of each region on the level that fits its size.
+def _from_stock(features, boxes, batch_indices, scale, pooling):
+    features = tf.convert_to_tensor(features)
+    bins, sampling_ratio, method, reduction = pooling
+    shape = tf.shape(features)
+    start, extent = _placed(boxes, scale, method, shape[1:3])
+    regions = start, extent, tf.cast(batch_indices, tf.int32)
+    if method == "pool":
+        return roi_pool(features, *regions, bins)
+    if sampling_ratio:
+        samples = tf.fill(tf.shape(start), sampling_ratio)
+    else:
+        samples = tf.cast(tf.math.ceil(divided(extent, bins)), tf.int32)
+    if method == "warp" or reduction == "maximum":
 
-    Args:
-        pyramid: list of float `[B, H_k, W_k, C]`, P2 (stride 4) first, each half the size of the one before.
-        boxes, batch_indices, output_size, sampling_ratio, aligned: as in `roi_align`.
+        def axis(region, k):
+            return sampled_axis(
+                start[region, k], extent[region, k], samples[region, k], bins[k], shape[k + 1]
+            )
 
-    Returns:
-        `[R, output_size, output_size, C]`, in the order of `boxes`.
+        return pool_regions(features, regions[2], axis, bins, reduction)
+    if sampling_ratio:
+        return roi_crops.average(features, *regions, bins, (sampling_ratio, sampling_ratio))
+    return roi_crops.average_adaptively(features, *regions, bins, samples)
+
+
+def _placed(boxes, scale, method, size):
+    """Start and extent of the regions, float32 `[R, 2]`, (y, x), feature pixels; pixel centres are integers.
+
+    Those without a place, not finite or with nothing to read, have no extent, at a place outside the map.
     """
-    settings = batch_indices, _rows_and_columns(output_size), sampling_ratio, aligned
-    scales = [1.0 / 2 ** (level + 2) for level in range(len(pyramid))]
-    compiled = _compiled(pyramid, boxes, scales, *settings)
-    return _by_level(pyramid, boxes, scales, *settings) if compiled is None else compiled
-
-
-def _by_level(pyramid, boxes, scales, batch_indices, *settings):
-    level_of = roi_levels(boxes, len(pyramid))
-    places, pooled = [], []
-    for level, (features, scale) in enumerate(zip(pyramid, scales)):
-        place = tf.cast(tf.where(level_of == level)[:, 0], tf.int32)
-        places.append(place)
-        images = tf.gather(batch_indices, place)
-        pooled.append(_from_stock(features, tf.gather(boxes, place), scale, images, *settings))
-    return tf.gather(tf.concat(pooled, 0), tf.argsort(tf.concat(places, 0)))
+    edges = tf.stop_gradient(tf.cast(boxes, tf.float32)) * scale
+    if method == "align":
+        edges -= 0.5
+    if method in ("warp", "pool"):
+        whole = tf.floor(tf.abs(edges))
+        edges = tf.sign(edges) * (whole + tf.cast(tf.abs(edges) - whole >= 0.5, tf.float32))
+    start = edges[:, 1::-1]
+    extent = edges[:, :1:-1] - start
+    if method == "pool":
+        extent += 1.0  # the last pixel is inside
+    if method != "align":
+        extent = tf.maximum(extent, 1.0)
+    first, last = start + tf.minimum(extent, 0.0), start + tf.maximum(extent, 0.0)
+    near = (last > -2) & (first < tf.cast(size + 1, tf.float32))
+    known = tf.concat([near, tf.math.is_finite(edges), tf.math.is_finite(extent)], axis=1)
+    somewhere = tf.reduce_all(known, axis=1, keepdims=True)
+    return tf.where(somewhere, start, -2.0), tf.where(somewhere, extent, 0.0)

@@ -17,15 +17,26 @@ class BoxHead(keras.layers.Layer):
         convs: int, number of 3x3 convolutions with ReLU before them.
         channels: int, of each convolution.
         norm: normalisation of the convolutions, see `ConvNorm`.
-        fcs: int, number of fully connected layers.
+        fcs: int, number of fully connected layers; 0: the average over positions (Figure 4, left).
         units: int, of each.
+        class_agnostic: bool, one box for all classes.
 
     Input shape: `[N, S, S, channels]`.
-    Output: class logits float32 `[N, C + 1]`, background last, and deltas float32 `[N, C, 4]`, weighted
-        as `geometry.boxes.encode` gives them.
+    Output: class logits float32 `[N, C + 1]`, background last, and deltas float32 `[N, C, 4]` (`[N, 1, 4]`
+        when class-agnostic), weighted as `geometry.boxes.encode` gives them.
     """
 
-    def __init__(self, num_classes, convs=0, channels=256, norm="none", fcs=2, units=1024, **kwargs):
+    def __init__(
+        self,
+        num_classes,
+        convs=0,
+        channels=256,
+        norm="none",
+        fcs=2,
+        units=1024,
+        class_agnostic=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.num_classes = num_classes
         self.num_convs = convs
@@ -33,6 +44,7 @@ class BoxHead(keras.layers.Layer):
         self.norm = norm
         self.num_fcs = fcs
         self.units = units
+        self.class_agnostic = class_agnostic
         self.convs = [
             ConvNorm(channels, 3, norm=norm, relu=True, dtype=self.dtype_policy, name=f"conv{index + 1}")
             for index in range(convs)
@@ -44,7 +56,10 @@ class BoxHead(keras.layers.Layer):
             num_classes + 1, keras.initializers.RandomNormal(stddev=0.01), None, "classes"
         )
         self.deltas = self._dense(
-            4 * num_classes, keras.initializers.RandomNormal(stddev=0.001), None, "deltas"
+            4 if class_agnostic else 4 * num_classes,
+            keras.initializers.RandomNormal(stddev=0.001),
+            None,
+            "deltas",
         )
 
     def _dense(self, units, initializer, activation, name):
@@ -53,21 +68,21 @@ class BoxHead(keras.layers.Layer):
         )
 
     def hidden(self, pooled, training=None):
-        """What the classifier and the regressor see: `[N, units]`."""
+        """What the classifier and the regressor see: `[N, units]`, or `[N, channels]` without `fcs`."""
         hidden = pooled
         if self.convs:
             hidden = one_at_least(pooled)
             for conv in self.convs:
                 hidden = conv(hidden, training=training)
             hidden = hidden[: ops.shape(pooled)[0]]
-        hidden = self.flatten(hidden)
+        hidden = self.flatten(hidden) if self.fcs else ops.mean(hidden, axis=(1, 2))
         for fc in self.fcs:
             hidden = fc(hidden)
         return hidden
 
     def call(self, pooled, training=None):
         hidden = self.hidden(pooled, training)
-        deltas = ops.reshape(self.deltas(hidden), [-1, self.num_classes, 4])
+        deltas = ops.reshape(self.deltas(hidden), [-1, 1 if self.class_agnostic else self.num_classes, 4])
         return ops.cast(self.classes(hidden), "float32"), ops.cast(deltas, "float32")
 
     def get_config(self):
@@ -79,4 +94,5 @@ class BoxHead(keras.layers.Layer):
             "norm": self.norm,
             "fcs": self.num_fcs,
             "units": self.units,
+            "class_agnostic": self.class_agnostic,
         }

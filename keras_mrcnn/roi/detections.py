@@ -21,7 +21,7 @@ class Detections(keras.layers.Layer):
     Call arguments:
         proposals: float32 `[B, P, 4]`, pixels; `valid`: bool `[B, P]`.
         class_logits: float32 `[N, C + 1]`, background last, of the valid proposals of all images.
-        deltas: float32 `[N, C, 4]`, likewise.
+        deltas: float32 `[N, C, 4]`, or `[N, 1, 4]` for all classes, likewise.
         image_sizes: int32 `[B, 2]`, valid height and width in pixels.
 
     Returns:
@@ -49,7 +49,7 @@ class Detections(keras.layers.Layer):
         self.box_weights = list(box_weights)
 
     def call(self, proposals, valid, class_logits, deltas, image_sizes):
-        num_classes = deltas.shape[1]
+        num_classes = class_logits.shape[1] - 1
         scores = put_valid(ops.softmax(class_logits)[:, :num_classes], valid)
         boxes = box_ops.decode(put_valid(deltas, valid), proposals[:, :, None], self.box_weights)
         sizes = ops.cast(image_sizes, "float32")[:, None, None, :]

@@ -1,5 +1,6 @@
 """What happens between epochs: COCO scores, and checkpoints to go on from."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ def score(model, dataset, records, evaluator, progress=None):
         dataset: batches `(inputs, targets)` of the records, in their order.
         records: list of records with `image_id`, `height` and `width`.
         evaluator: `evaluation.CocoEvaluator` of the records; it is reset.
-        progress: function of the number of images done, or None.
+        progress: function that is called with the number of images just done, or None.
 
     Returns:
         What `evaluator.result` returns.
@@ -43,7 +44,26 @@ def score(model, dataset, records, evaluator, progress=None):
             )
             done += 1
         if progress:
-            progress(done)
+            progress(len(inputs["image_sizes"]))
+    return evaluator.result()
+
+
+def score_views(model, records, evaluator, views, progress=None):
+    """COCO scores with test-time augmentation.
+
+    Args:
+        model, records, evaluator, progress: as for `score`.
+        views: dictionary with short_edges and flip, see `MaskRCNN.detect`.
+
+    Returns:
+        What `evaluator.result` returns.
+    """
+    evaluator.reset()
+    for record in records:
+        results = model.detect(record.path, **views)
+        evaluator.add(dataclasses.replace(results, image_id=record.image_id))
+        if progress:
+            progress(1)
     return evaluator.result()
 
 
@@ -74,7 +94,7 @@ class CocoScores(keras.callbacks.Callback):
         print("\n" + format_table(scores))
         if self.folder:
             write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
-        for kind in ("bbox", "segm"):
+        for kind in self.evaluator.iou_types:
             for name in ("AP", "AP50", "AP75"):
                 logs[f"val_{kind}_{name}"] = scores[kind][name]
 
@@ -119,12 +139,13 @@ class Log(keras.callbacks.CSVLogger):
     Args:
         path: of the file.
         losses: names of the losses; the columns are they, their `val_` twins and the scores of `CocoScores`.
+        iou_types: what is scored, as "bbox".
         append: bool, go on with a file that is there.
     """
 
-    def __init__(self, path, losses, append=False):
+    def __init__(self, path, losses, iou_types, append=False):
         super().__init__(path, append=append)
-        scores = [f"val_{kind}_{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
+        scores = [f"val_{kind}_{name}" for kind in iou_types for name in ("AP", "AP50", "AP75")]
         self.columns = [*losses, *(f"val_{name}" for name in losses), *scores]
 
     def on_train_begin(self, logs=None):

@@ -5,7 +5,7 @@ Those two have the same names: `weights.torchvision.resnet`.
 
 import numpy as np
 
-from keras_mrcnn.backbones.resnet import DEPTHS
+from keras_mrcnn.residual import DEPTHS
 from keras_mrcnn.weights import tables
 from keras_mrcnn.weights.tables import Row, Table
 
@@ -14,7 +14,7 @@ NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 CAFFE2_IGNORED = ("*_momentum", "conv1_b", "fc1000_w", "fc1000_b", "pred_w", "pred_b")
 
 
-def caffe2(config, names, width=64):
+def caffe2(config, names):
     """Table of the Caffe2 blobs of MSRA's `R-50.pkl`, `R-101.pkl` and of `X-101-32x8d.pkl`, which take BGR.
 
     The normalisation goes by three sets of names, between which the stem's in `names` decide: `_bn_gamma`,
@@ -26,21 +26,20 @@ def caffe2(config, names, width=64):
     Args:
         config: a `config.Model`.
         names: the names in the file, any container.
-        width: int, channels of the 3x3 convolutions of C2: 64, for X-101-32x8d 256.
 
     Raises:
         ValueError: the config has group normalisation, or names a ResNet without bottlenecks.
     """
     backbone = config.backbone
     tables.check_batch_norm(backbone)
-    if not DEPTHS[backbone.name][1]:
+    if not DEPTHS[backbone.name].bottlenecks:
         raise ValueError(
-            "These files are of ResNets with bottlenecks: resnet50 or resnet101. "
+            "These files are of ResNets with bottlenecks: resnet50, resnet101 or resnext101_32x8d. "
             f"Received: backbone.name={backbone.name!r}"
         )
     their = _caffe2_norm_names(names)
     rows = []
-    for conv in tables.resnet_convs(backbone, width):
+    for conv in tables.resnet_convs(backbone):
         if conv.part == "stem":
             rows.append(Row(f"{conv.ours}/kernel", "conv1_w", tables.bgr_kernel))
             prefix = "res_conv1"

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 from keras_mrcnn import config as configs
-from keras_mrcnn.backbones.resnet import DEPTHS
 from keras_mrcnn.model import MaskRCNN
+from keras_mrcnn.residual import DEPTHS
 from keras_mrcnn.weights import detectron2, imagenet, presets, sources, tables, torchvision
 from keras_mrcnn.weights.files import read_weights
 from keras_mrcnn.weights.load import is_weight, load_table
@@ -176,7 +176,7 @@ def _backbone_table(config, weights, source):
 
 
 def _check_rules(config, rules, source):
-    if not DEPTHS[config.backbone.name][1]:  # basic blocks have no 1x1 convolution
+    if not DEPTHS[config.backbone.name].bottlenecks:  # basic blocks have no 1x1 convolution
         rules = {key: value for key, value in rules.items() if key != "backbone.stride_in_1x1"}
     wrong = []
     for key, value in rules.items():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mrcnn.backbones.resnet import DEPTHS
+from keras_mrcnn.residual import DEPTHS
 
 CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
 
@@ -48,23 +48,21 @@ class Conv(NamedTuple):
         return f"backbone/c{self.stage}_block{self.block + 1}/{self.part}"
 
 
-def resnet_convs(backbone, width=64, last_stage=5):
-    """Every convolution of a ResNet, in the order of the data.
+def resnet_convs(backbone, last_stage=5):
+    """Every convolution of a ResNet or ResNeXt, in the order of the data.
 
     Args:
-        backbone: a `config.Backbone`.
-        width: int, channels of the 3x3 convolutions of C2; each stage has twice as many as the one before.
-            256 for ResNeXt-32x8d. The outputs of the stages do not depend on it.
+        backbone: a `config.Backbone` whose name stands in `residual.DEPTHS`.
         last_stage: int, 2..5: where to stop.
 
     Returns:
         List of `Conv`.
     """
-    depths, bottlenecks = DEPTHS[backbone.name]
-    depths = list(backbone.blocks) or depths
+    network = DEPTHS[backbone.name]
+    bottlenecks = network.bottlenecks
     convs = [Conv(1, 0, "stem", 64)]
-    for stage, depth in zip(range(2, last_stage + 1), depths):
-        inner, outer = width * 2 ** (stage - 2), (256 if bottlenecks else 64) * 2 ** (stage - 2)
+    for stage, depth in zip(range(2, last_stage + 1), backbone.blocks or network.blocks):
+        inner, outer = network.width * 2 ** (stage - 2), (256 if bottlenecks else 64) * 2 ** (stage - 2)
         widths = (inner, inner, outer) if bottlenecks else (outer, outer)
         for block in range(depth):
             convs += [Conv(stage, block, f"conv{n}", filters) for n, filters in enumerate(widths, 1)]

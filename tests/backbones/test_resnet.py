@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mrcnn.backbones.resnet import BasicBlock, Bottleneck, ResNet
+from keras_mrcnn.backbones.resnet import ResNet
 from keras_mrcnn.conv_norm import ConvNorm
+from keras_mrcnn.residual import BasicBlock, Bottleneck
 
 
 def conv(images, layer, strides):

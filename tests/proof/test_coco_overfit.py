@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from keras_mrcnn import config
-from keras_mrcnn.cli import run
+from keras_mrcnn.train import run
 
 IMAGES = 8
 

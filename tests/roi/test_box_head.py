@@ -57,3 +57,14 @@ def test_mixed_precision_gives_float32():
         np.ones([1, 2, 2, 3], np.float32)
     )
     assert logits.dtype == deltas.dtype == "float32"
+
+
+def test_average_over_positions_and_one_box_for_all_classes():
+    head = BoxHead(num_classes=3, fcs=0, class_agnostic=True)
+    pooled = np.random.default_rng(0).normal(size=[5, 7, 7, 6]).astype(np.float32)
+    logits, deltas = head(pooled)
+    assert logits.shape == (5, 4) and deltas.shape == (5, 1, 4)
+    mean = pooled.mean((1, 2))
+    np.testing.assert_allclose(logits, mean @ head.classes.kernel.numpy(), atol=1e-6)
+    np.testing.assert_allclose(deltas[:, 0], mean @ head.deltas.kernel.numpy(), atol=1e-6)
+    assert head(pooled[:0])[1].shape == (0, 1, 4)

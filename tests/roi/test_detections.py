@@ -198,3 +198,16 @@ def test_parity(shared, case, prefix, min_size):
     assert classes[valid].tolist() == (data[f"{case}/{prefix}labels"] - first).tolist()
     np.testing.assert_allclose(scores[valid], data[f"{case}/{prefix}scores"], atol=1e-5)
     np.testing.assert_allclose(boxes[valid], data[f"{case}/{prefix}boxes"], atol=1e-2)
+
+
+def test_one_box_for_all_classes_is_that_box_for_each():
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 60, [12, 2])
+    proposals = np.concatenate([corner, corner + random.uniform(10, 40, [12, 2])], 1)
+    logits, deltas = random.normal(size=[12, 4]), random.normal(size=[12, 1, 4])
+    layer = Detections(max_detections=30)
+    agnostic = detect(layer, proposals, logits, deltas, (100, 90))
+    repeated = detect(layer, proposals, logits, np.repeat(deltas, 3, 1), (100, 90))
+    assert agnostic[3].sum() > 5
+    for ours, theirs in zip(agnostic, repeated):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks, of_class
+from keras_mrcnn.roi.mask_head import MaskHead, MLPMaskHead, RegionMasks, of_class
 
 
 def relu(values):
@@ -13,7 +13,7 @@ def relu(values):
 
 def test_against_numpy():
     rng = np.random.default_rng(0)
-    head = MaskHead(num_classes=3, convs=2, channels=4)
+    head = MaskHead(maps=3, convs=2, channels=4)
     pooled = rng.normal(size=(2, 3, 3, 5)).astype(np.float32)
     head(pooled)
     for weight in head.weights:
@@ -34,14 +34,14 @@ def test_against_numpy():
 
 
 def test_sizes_of_the_paper():
-    head = MaskHead(num_classes=80)
+    head = MaskHead(maps=80)
     assert head(keras.Input((14, 14, 256))).shape == (None, 28, 28, 80)
     # four 3x3 convolutions and a 2x2 deconvolution of 256 to 256, one 1x1 to 80
     assert head.count_params() == 4 * (9 * 256 * 256 + 256) + (4 * 256 * 256 + 256) + (256 * 80 + 80)
 
 
 def test_initial_values():
-    head = MaskHead(num_classes=40, convs=1, channels=64)
+    head = MaskHead(maps=40, convs=1, channels=64)
     head(np.zeros([1, 2, 2, 32], np.float32))
     # sqrt(2 / fan_out): 3 * 3 * 64 for a convolution; 1e-3 for the last
     assert head.convs[0].kernel.numpy().std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.03)
@@ -51,7 +51,7 @@ def test_initial_values():
 
 
 def test_no_region_and_mixed_precision():
-    head = MaskHead(num_classes=2, convs=1, channels=4, dtype="mixed_bfloat16")
+    head = MaskHead(maps=2, convs=1, channels=4, dtype="mixed_bfloat16")
     assert head(np.ones([1, 2, 2, 3], np.float32)).dtype == "float32"
     assert head(np.zeros([0, 2, 2, 3], np.float32)).shape == (0, 4, 4, 2)
 
@@ -59,7 +59,7 @@ def test_no_region_and_mixed_precision():
 def test_parity_of_the_deconvolution(shared):
     data = np.load(shared / "parity/ops/layers.npz")
     pooled, expected = (np.moveaxis(data[f"deconv2/{name}"], 1, 3) for name in ("input", "output"))
-    head = MaskHead(num_classes=5, convs=0, channels=5)
+    head = MaskHead(maps=5, convs=0, channels=5)
     head(pooled)
     head.upsample.kernel.assign(np.transpose(data["deconv2/weight"], (2, 3, 1, 0)))
     head.upsample.bias.assign(data["deconv2/bias"])
@@ -98,3 +98,29 @@ class TestRegionMasks:
             keras.Input((7,), dtype="bool"),
         )
         assert masks.shape == (None, 7, 28, 28) and masks.dtype == "float32"
+
+
+def test_fully_connected_head_against_numpy():
+    head = MLPMaskHead(3, mask_size=4, fcs=2, units=5)
+    pooled = np.random.default_rng(0).normal(size=[6, 2, 2, 7]).astype(np.float32)
+    logits = head(pooled)
+    hidden = pooled.reshape(6, 28)
+    for fc in head.fcs:
+        hidden = np.maximum(hidden @ fc.kernel.numpy() + fc.bias.numpy(), 0)
+    expected = (hidden @ head.logits.kernel.numpy()).reshape(6, 4, 4, 3)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    assert head(pooled[:0]).shape == (0, 4, 4, 3)
+
+
+def test_masks_of_all_classes_and_of_a_softmax():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=[3, 2, 2, 3]).astype(np.float32)  # two classes and the background
+    classes, valid = np.array([[1, 0], [0, 1]]), np.array([[True, True], [False, True]])
+    found = RegionMasks("softmax")(logits, classes, valid).numpy()
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found[0, 0], shares[0, ..., 1], rtol=1e-5)
+    np.testing.assert_allclose(found[0, 1], shares[1, ..., 0], rtol=1e-5)
+    np.testing.assert_allclose(found[1, 1], shares[2, ..., 1], rtol=1e-5)
+    assert not found[1, 0].any()
+    one = RegionMasks()(logits[..., :1], classes, valid).numpy()
+    np.testing.assert_allclose(one[1, 1], 1 / (1 + np.exp(-logits[2, ..., 0])), rtol=1e-5)

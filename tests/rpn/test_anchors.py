@@ -28,7 +28,7 @@ class TestByHand:
         )
 
     def test_the_first_centre_is_the_origin_and_the_next_one_stride_to_the_right(self):
-        level = Anchors([32, 64], [1.0])(zeros((2, 3), (1, 2)))
+        level = Anchors([[32], [64]], [4, 8], [1.0])(zeros((2, 3), (1, 2)))
         np.testing.assert_allclose(level[0][0], [-16, -16, 16, 16])
         np.testing.assert_allclose(level[0][1], [4 - 16, -16, 4 + 16, 16])
         np.testing.assert_allclose(level[0][3], [-16, 4 - 16, 16, 4 + 16])  # the next row
@@ -38,7 +38,7 @@ class TestByHand:
 def test_against_loops():
     sizes, ratios = [20.0, 50.0, 70.0], [0.5, 1.0, 3.0]
     shapes = (3, 4), (2, 2), (1, 1)
-    levels = Anchors(sizes, ratios)(zeros(*shapes))
+    levels = Anchors([[size] for size in sizes], [4, 8, 16], ratios)(zeros(*shapes))
     for level, (height, width) in enumerate(shapes):
         expected = []
         for i in range(height):
@@ -52,28 +52,28 @@ def test_against_loops():
 
 
 def test_a_larger_map_begins_with_the_rows_of_a_narrower_one():
-    narrow, wide = (Anchors([32])(zeros((2, width)))[0].numpy() for width in (3, 5))
+    narrow, wide = (Anchors([[32]], [4])(zeros((2, width)))[0].numpy() for width in (3, 5))
     np.testing.assert_array_equal(wide.reshape(2, 5, 3, 4)[:, :3], narrow.reshape(2, 3, 3, 4))
 
 
 def test_one_size_for_each_level():
     with pytest.raises(ValueError):
-        Anchors([32, 64])(zeros((4, 4), (2, 2), (1, 1)))
+        Anchors([[32], [64]], [4, 8])(zeros((4, 4), (2, 2), (1, 1)))
 
 
 def test_unknown_sizes_and_numbers_of_channels():
-    levels = Anchors([32, 64])([keras.Input((None, None, 7)), keras.Input((None, None, 9))])
+    levels = Anchors([[32], [64]], [4, 8])([keras.Input((None, None, 7)), keras.Input((None, None, 9))])
     assert [level.shape for level in levels] == [(None, 4), (None, 4)]
     # odd sizes: the shape that is promised is the shape that comes
     maps = [keras.Input((25, 33, 1)), keras.Input((13, 17, 1))]
-    promised = [tuple(level.shape) for level in Anchors([32, 64])(maps)]
-    given = [level.shape for level in Anchors([32, 64])(zeros((25, 33), (13, 17)))]
+    promised = [tuple(level.shape) for level in Anchors([[32], [64]], [4, 8])(maps)]
+    given = [level.shape for level in Anchors([[32], [64]], [4, 8])(zeros((25, 33), (13, 17)))]
     assert given == [(25 * 33 * 3, 4), (13 * 17 * 3, 4)]
     assert all(p[0] in (None, g[0]) and p[1] == 4 for p, g in zip(promised, given))
 
 
 def test_mixed_precision_keeps_places_exact():
-    layer = Anchors([10], [1.0], dtype="mixed_bfloat16")
+    layer = Anchors([[10]], [4], [1.0], dtype="mixed_bfloat16")
     anchors = layer([keras.ops.zeros([1, 2, 300, 1], "bfloat16")])[0]
     np.testing.assert_array_equal(anchors[299], [299 * 4 - 5, -5, 299 * 4 + 5, 5])
 
@@ -104,3 +104,13 @@ def test_parity(shared, number, of_torchvision):
     assert len(anchors) == about["count"]
     assert anchors.sum(dtype=np.float64) == pytest.approx(about["sum"], rel=1e-6)
     np.testing.assert_allclose(anchors[:: about["step"]], expected, atol=1e-3)
+
+
+def test_all_sizes_on_one_map_of_stride_16():
+    (level,) = Anchors([[32, 64]], [16], [0.5, 2.0])(zeros((2, 3)))
+    cells = level.numpy().reshape(2, 3, 2, 2, 4)  # positions, sizes, ratios
+    for row, column, size, ratio in np.ndindex(2, 3, 2, 2):
+        x1, y1, x2, y2 = cells[row, column, size, ratio]
+        assert ((x1 + x2) / 2, (y1 + y2) / 2) == (16 * column, 16 * row)
+        assert (x2 - x1) * (y2 - y1) == pytest.approx([32, 64][size] ** 2)
+        assert (y2 - y1) / (x2 - x1) == pytest.approx([0.5, 2.0][ratio])

@@ -3,9 +3,9 @@
 import keras
 
 from keras_mrcnn import config
-from keras_mrcnn.cli import run
 from keras_mrcnn.data.shapes import make_shapes
 from keras_mrcnn.ops import build
+from keras_mrcnn.train import run
 
 
 def test_shapes_are_learnt(tmp_path, request):

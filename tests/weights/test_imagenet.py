@@ -99,14 +99,14 @@ class TestCaffe2:
     KINDS = [("gamma", "beta", "running_mean", "running_var"), ("s", "b", "rm", "riv"), ("s", "b")]
 
     @pytest.mark.parametrize("kinds", KINDS)
-    @pytest.mark.parametrize("depth, width", [("resnet50", 64), ("resnet101", 64), ("resnet101", 256)])
-    def test_names(self, kinds, depth, width):
+    @pytest.mark.parametrize("depth", ["resnet50", "resnet101", "resnext101_32x8d"])
+    def test_names(self, kinds, depth):
         blocks = R50_BLOCKS | {4: 6 if depth == "resnet50" else 23}
         names = caffe2_names(kinds, blocks)
         convolutions = 53 if depth == "resnet50" else 104
         assert len(names) == convolutions * (1 + len(kinds))
         extra = {"conv1_b", "fc1000_w", "fc1000_b", "pred_w", "pred_b", "conv1_w_momentum"}
-        table = imagenet.caffe2(with_backbone(name=depth), names, width)
+        table = imagenet.caffe2(with_backbone(name=depth), names)
         assert unmatched(table, names | extra) == (set(), set(), set())
         assert len({row.ours for row in table.rows}) == len(table.rows) == convolutions * 5
 
@@ -137,9 +137,9 @@ class TestCaffe2:
         np.testing.assert_allclose(scale, given["gamma"], rtol=1e-6)
         np.testing.assert_allclose(shift, given["beta"], rtol=1e-6)
 
-    @pytest.mark.parametrize("width", [64, 256])
-    def test_constants_have_the_widths_of_the_convolutions(self, width):
-        table = imagenet.caffe2(with_backbone(name="resnet101"), (), width)
+    @pytest.mark.parametrize("name, width", [("resnet101", 64), ("resnext101_32x8d", 256)])
+    def test_constants_have_the_widths_of_the_convolutions(self, name, width):
+        table = imagenet.caffe2(with_backbone(name=name), ())
         sizes = {row.ours: row.convert(None).size for row in table.rows if row.theirs is None}
         prefix = "backbone/c4_block1"
         assert sizes["backbone/stem/normalization/moving_mean"] == 64
@@ -157,7 +157,7 @@ class TestCaffe2:
         np.testing.assert_allclose(np.ravel(found), expected, rtol=1e-4)
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="resnet50 or resnet101.*'resnet18'"):
+        with pytest.raises(ValueError, match="resnet50, resnet101 or.*'resnet18'"):
             imagenet.caffe2(with_backbone(name="resnet18"), ())
         with pytest.raises(ValueError, match="norm='group'"):
             imagenet.caffe2(with_backbone(norm="group"), ())

@@ -146,14 +146,15 @@ def test_constants_and_float32():
 
 class TestResNetConvs:
     @pytest.mark.parametrize(
-        "name, count", [("resnet18", 20), ("resnet34", 36), ("resnet50", 53), ("resnet101", 104)]
+        "name, count",
+        [("resnet18", 20), ("resnet34", 36), ("resnet50", 53), ("resnet101", 104), ("resnet152", 155)],
     )
     def test_counts_of_the_paper(self, name, count):
         # 18 layers: 17 convolutions, three projections; 50: 49 and four; less the classifier
         assert len(tables.resnet_convs(config.Backbone(name=name))) == count
 
     def test_order_and_widths(self):
-        convs = tables.resnet_convs(config.Backbone(name="resnet50", blocks=[1, 2, 0, 0]), width=256)
+        convs = tables.resnet_convs(config.Backbone(name="resnext101_32x8d", blocks=[1, 2, 0, 0]))
         assert [(conv.ours, conv.filters) for conv in convs] == [
             ("backbone/stem", 64),
             ("backbone/c2_block1/conv1", 256),
