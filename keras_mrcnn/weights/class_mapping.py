@@ -4,8 +4,6 @@ import numpy as np
 
 from keras_mrcnn.weights.load import Report, is_weight
 
-BOX_CLASSES, BOXES, MASKS = "box_head/classes", "box_head/deltas", "mask_head/logits"
-
 
 def map_classes(source_model, target_model, mapping):
     """Copies all weights of a model into one of other classes, class by class where they belong to one.
@@ -32,29 +30,19 @@ def map_classes(source_model, target_model, mapping):
     >>> model = MaskRCNN(coco.config, data.cityscapes.CATEGORIES)
     >>> print(map_classes(coco, model, data.cityscapes.FROM_COCO))
     """
-    from_rows = _rows(source_model, target_model, mapping)
+    rows = _rows(source_model, target_model, mapping)
     sources = {variable.path: variable for variable in source_model.variables if is_weight(variable)}
     targets = {variable.path: variable for variable in target_model.variables if is_weight(variable)}
-    per_class = _numbers_per_class(target_model.config)
-    wrong = sorted(sources.keys() ^ targets.keys())
-    wrong += [
-        f"{path} {tuple(sources[path].shape)} and {tuple(targets[path].shape)}"
-        for path in sorted(sources.keys() & targets.keys())
-        if _fixed(sources[path], per_class) != _fixed(targets[path], per_class)
-    ]
-    if wrong:
-        raise ValueError(
-            "`target_model` must differ from `source_model` in its classes only, make it with the config of "
-            f"the source. Received models that differ in {len(wrong)} weights: {'; '.join(wrong[:5])}"
-        )
+    _check(source_model, sources, target_model, targets)
     without = [name for name, of_source in mapping.items() if of_source is None]
     copied, partly = [], {}
     for path, variable in targets.items():
-        value, numbers = np.array(sources[path]), _of(path, per_class)
-        if numbers:
-            value = _by_class(value, np.array(variable), numbers, from_rows, path.startswith(BOX_CLASSES))
+        value = np.asarray(sources[path])
+        layout = _layout(path, target_model.config)
+        if layout:
+            value = _by_class(value, len(source_model.categories), np.asarray(variable), rows, *layout)
         variable.assign(value)
-        if numbers and without:
+        if layout and without:
             partly[path] = f"for {', '.join(without)} only"
         else:
             copied.append(path)
@@ -79,30 +67,44 @@ def _rows(source_model, target_model, mapping):
     return [None if mapping[name] is None else positions[mapping[name]] for name in names]
 
 
-def _numbers_per_class(config):
-    """{prefix of a path: how many numbers of its last axis belong to one class}."""
-    found = {BOX_CLASSES: 1}
-    if not config.box_head.class_agnostic:
-        found[BOXES] = 4
-    if not config.mask_head.class_agnostic:
-        found[MASKS] = 1
-    return found
+def _check(source_model, sources, target_model, targets):
+    """The models differ in their classes only."""
+    differ = sorted(sources.keys() ^ targets.keys())
+    for path in sorted(sources.keys() & targets.keys()):
+        kinds = []
+        for model, variables in ((source_model, sources), (target_model, targets)):
+            shape, layout = tuple(variables[path].shape), _layout(path, model.config)
+            if layout:
+                each, background = layout
+                shape = (*shape[:-1], shape[-1] / (each * (len(model.categories) + background)))
+            kinds.append((shape, layout))
+        if kinds[0] != kinds[1]:
+            differ.append(f"{path} {tuple(sources[path].shape)}, {tuple(targets[path].shape)}")
+    if differ:
+        raise ValueError(
+            "`target_model` must differ from `source_model` in its classes only: make it with the config of "
+            f"the source. Received models that differ in {len(differ)} weights: {'; '.join(differ[:5])}"
+        )
 
 
-def _of(path, per_class):
-    return next((numbers for prefix, numbers in per_class.items() if path.startswith(f"{prefix}/")), None)
+def _layout(path, config):
+    """How the last axis of a variable runs over the classes: (numbers of each, is there a background?)."""
+    if path.startswith("box_head/classes/"):
+        return 1, True
+    if path.startswith("box_head/deltas/") and not config.box_head.class_agnostic:
+        return 4, False
+    if path.startswith("mask_head/logits/") and not config.mask_head.class_agnostic:
+        return 1, config.mask_head.activation == "softmax"
+    return None
 
 
-def _fixed(variable, per_class):
-    """The part of a shape that has nothing to do with classes."""
-    shape = tuple(variable.shape)
-    return shape[:-1] if _of(variable.path, per_class) else shape
+def _by_class(source, source_classes, target, rows, each, background):
+    """The target's array with the source's numbers for each class that has them.
 
-
-def _by_class(source, target, numbers, rows, background):
-    """The target's array with the source's numbers for each class that has them."""
-    source = source.reshape(*source.shape[:-1], -1, numbers)
-    mapped = target.reshape(*target.shape[:-1], -1, numbers).copy()
+    The last axis is [pixels of a mask where a fully connected layer makes it,] classes, numbers of each.
+    """
+    mapped = target.reshape(*target.shape[:-1], -1, len(rows) + background, each).copy()
+    source = source.reshape(*source.shape[:-1], -1, source_classes + background, each)
     for index, row in enumerate(rows):
         if row is not None:
             mapped[..., index, :] = source[..., row, :]
