@@ -20,9 +20,10 @@ def load_coco(annotations, images, categories=None, invalid="skip", check_images
 
     An object may have polygons, an RLE (compressed or not) or only a box; `info`, `licenses`, `area`, and
     either of `bbox` and `segmentation` may be missing; ids may have gaps; image ids may be strings, and "7"
-    and 7 are the same image. Boxes that leave the image are clipped to it. An image whose annotations are all
-    left out stays, as an image without objects. Keypoints are read where the object's category names them
-    (see `Category`); an object that has none is kept without.
+    and 7 are the same image. An image without `file_name` but with `coco_url`, as in LVIS, is the file of
+    that name in the folder of that name: "train2017/000000000030.jpg". Boxes that leave the image are clipped
+    to it. An image whose annotations are all left out stays, as an image without objects. Keypoints are read
+    where the object's category names them (see `Category`); an object that has none is kept without.
 
     Args:
         annotations: path of the COCO json.
@@ -88,6 +89,13 @@ def _is_id(value):
 def _keypoints(category):
     """Names of a category's keypoints; none of an object that only has an id and a name."""
     return getattr(category, "keypoints", ())
+
+
+def _with_file_name(entry):
+    """The entry of an image; LVIS names the file by its address only, .../train2017/000000000030.jpg."""
+    if isinstance(entry, dict) and "file_name" not in entry and isinstance(entry.get("coco_url"), str):
+        return {**entry, "file_name": "/".join(entry["coco_url"].split("/")[-2:])}
+    return entry
 
 
 class _Loader:
@@ -172,7 +180,7 @@ class _Loader:
     def _images(self, entries):
         """Usable image entries by key, in the order of the json."""
         images = {}
-        for position, entry in enumerate(entries):
+        for position, entry in enumerate(map(_with_file_name, entries)):
             if not isinstance(entry, dict) or not _is_id(entry.get("id")):
                 self.report(
                     "bad image entry",

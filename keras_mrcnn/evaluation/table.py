@@ -4,29 +4,32 @@ import math
 
 from keras_mrcnn.evaluation.coco import IOU_TYPES
 
-_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
+_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR")
+_CLASS_COLUMNS = ("AP", "AP50")
 
 
 def format_table(result, per_class=True):
-    """What `CocoEvaluator.result` gave, as a table in percent; "-" where there is no true object.
+    """What an evaluator's `result` gave, as a table in percent; "-" where there is no true object.
 
     Args:
-        result: dict of `CocoEvaluator.result`.
+        result: dict of `CocoEvaluator.result`, or of another evaluator; it has the columns it has scores for.
         per_class: whether a second table with a row for every class follows.
 
     Returns:
         str of several lines, without a final line break.
     """
     iou_types = [iou_type for iou_type in IOU_TYPES if iou_type in result]
-    rows = [["%", *_COLUMNS]]
+    columns = [key for key in _COLUMNS if any(key in result[iou_type] for iou_type in iou_types)]
+    rows = [["%", *columns]]
     for iou_type in iou_types:  # keypoints have no APs
-        rows.append([iou_type, *(_percent(result[iou_type].get(key, math.nan)) for key in _COLUMNS)])
+        rows.append([iou_type, *(_percent(result[iou_type].get(key, math.nan)) for key in columns)])
     text = _align(rows)
     if per_class and result["per_class"]:
-        header = [f"{iou_type} {key}" for iou_type in iou_types for key in ("AP", "AP50")]
+        keys = [key for key in _CLASS_COLUMNS if key in columns]
+        header = [f"{iou_type} {key}" for iou_type in iou_types for key in keys]
         rows = [["class", "objects", *header]]
         for name, row in result["per_class"].items():
-            scores = [_percent(row[iou_type][key]) for iou_type in iou_types for key in ("AP", "AP50")]
+            scores = [_percent(row[iou_type][key]) for iou_type in iou_types for key in keys]
             rows.append([name, str(row["objects"]), *scores])
         text += "\n\n" + _align(rows)
     return text

@@ -102,6 +102,14 @@ class TestSound:
         assert dataset.records[2].annotation_ids == [1]  # its position in the json
         assert dataset.records[1].boxes.shape == (0, 4)
 
+    def test_images_of_lvis_are_named_by_their_address(self, coco_folder):
+        address = "http://images.cocodataset.org/val2017/a.png"
+        images = [{"id": 1, "coco_url": address}, {"id": 2, "coco_url": address, "file_name": "b.png"}]
+        files = coco_folder([annotation()], images, sizes={"val2017/a.png": (20, 30), "b.png": (20, 30)})
+        dataset = load_coco(*files, invalid="error")
+        paths = [str(files[1] / name) for name in ("val2017/a.png", "b.png")]
+        assert [record.path for record in dataset.records] == paths
+
     def test_the_size_may_be_missing(self, coco_folder):
         files = coco_folder([annotation()], [{"id": 1, "file_name": "a.png"}])
         record = load_coco(*files, invalid="error").records[0]
