@@ -139,8 +139,8 @@ class MaskRCNN(keras.Model):
     def _keypoint_loss(self, maps, regions, targets, training):
         if "keypoints" not in targets:
             raise ValueError(
-                "The model has a keypoint head, and the targets have no `keypoints`: train on a data set whose "
-                f"categories have keypoints. Received targets: {', '.join(targets)}"
+                "The model has a keypoint head, and the targets have no `keypoints`: the categories of the "
+                f"data set need some. Received targets: {', '.join(targets)}"
             )
         size = 4 * self.config.keypoint_head.pool_size
         chosen, indices, valid = keypoint_targets(regions, targets, size)

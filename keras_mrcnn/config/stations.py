@@ -147,6 +147,41 @@ class KeypointHead:
     channels: int = 512
     norm: str = "none"  # none, frozen, batch, group
     sigmas: list[float] = _list()  # of the score: one for all, or for each keypoint; none: those of COCO
+
+
+@dataclass
+class Detections:
+    """Section 3.1, "Inference"."""
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    min_size: float = 0.0  # pixels; narrower or lower boxes are dropped
+    max_detections: int = 100  # per image
+
+
+@dataclass
+class Model:
+    """What a `MaskRCNN` is built from; saved with it."""
+
+    input: Input = field(default_factory=Input)
+    backbone: Backbone = field(default_factory=Backbone)
+    fpn: FPN = field(default_factory=FPN)
+    anchors: Anchors = field(default_factory=Anchors)
+    rpn: RPN = field(default_factory=RPN)
+    proposals: Proposals = field(default_factory=Proposals)
+    sampling: Sampling = field(default_factory=Sampling)
+    roi_align: RoIAlign = field(default_factory=RoIAlign)
+    box_head: BoxHead = field(default_factory=BoxHead)
+    mask_head: MaskHead = field(default_factory=MaskHead)
+    keypoint_head: KeypointHead = field(default_factory=KeypointHead)
+    detections: Detections = field(default_factory=Detections)
+
+
+@dataclass
+class Data:
+    """Where the images and labels are, and how they are fed."""
+
+    format: str = "coco"  # coco | cityscapes: its folder as `..._images`, a split's name as `..._annotations`
     train_annotations: str = ""  # COCO json
     train_images: str = ""  # folder that its `file_name`s are relative to
     val_annotations: str = ""
@@ -174,7 +209,7 @@ class Training:
     decay_epochs: list[int] = _list(8, 11)
     precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
     weights: str = ""  # .weights.h5 or .keras file to start from; all of it must fit
-    class_mapping: dict[str, str] = field(default_factory=dict)  # of each class, its name in `weights`; or ""
+    class_mapping: dict[str, str] = field(default_factory=dict)  # each class's name in `weights`, or ""
     backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file
     evaluate_every: int = 1  # epochs between COCO scores on the validation set
     seed: int = 0
