@@ -19,9 +19,9 @@ from pycocotools import mask as coco_mask
 
 from keras_mrcnn import config, load_coco
 from keras_mrcnn.cli import load_model
-from keras_mrcnn.train import run
 from keras_mrcnn.data.images import load_image
 from keras_mrcnn.serving.export import export_saved_model
+from keras_mrcnn.train import run
 from keras_mrcnn.visualize import draw, side_by_side, write_image
 
 HERE = pathlib.Path(__file__).resolve().parent

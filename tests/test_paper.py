@@ -18,6 +18,8 @@ TINY = (
     "model.box_head.units=8",
     "model.mask_head.channels=8",
     "model.mask_head.units=8",
+    "model.keypoint_head.convs=1",
+    "model.keypoint_head.channels=8",
     "model.sampling.rois=16",
     "model.detections.score_threshold=0.0",
     "model.detections.max_detections=5",
@@ -53,14 +55,17 @@ def batch():
         "valid": np.array([[True, True], [True, False]]),
         "masks": random.integers(0, 2, [2, 2, 112, 112]).astype(np.uint8),
         "has_mask": np.array([[True, True], [True, False]]),
+        "keypoints": np.zeros([2, 2, 3, 3], np.float32),
     }
+    targets["keypoints"][0, 0] = [[10, 10, 2], [30, 20, 1], [0, 0, 0]]
     return inputs, targets
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_trains_and_is_saved_and_exported(row, tmp_path):
     settings = ROWS[row]
-    model = MaskRCNN(settings, ["circle", "square", "triangle"], seed=0)
+    pointed = {"id": 1, "name": "person", "keypoints": ["head", "left_hand", "right_hand"]}
+    model = MaskRCNN(settings, [pointed, "square", "triangle"], seed=0)
     model.compile(keras.optimizers.SGD(1e-3), run_eagerly=True)
     inputs, targets = batch()
     before = [variable.numpy() for variable in model.trainable_variables]
@@ -69,6 +74,7 @@ def test_a_row_trains_and_is_saved_and_exported(row, tmp_path):
     moved = [np.abs(v.numpy() - b).max() > 0 for v, b in zip(model.trainable_variables, before, strict=True)]
     assert np.mean(moved) > 0.8
     assert ("mask" in losses) == settings.mask_head.enabled
+    assert ("keypoint" in losses) == settings.keypoint_head.enabled
 
     found = model.predict_on_batch(inputs)
     assert found["num_detections"].min() > 0
