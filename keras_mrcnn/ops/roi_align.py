@@ -212,12 +212,12 @@ def _placed(boxes, scale, method, size):
         edges = tf.sign(edges) * (whole + tf.cast(tf.abs(edges) - whole >= 0.5, tf.float32))
     start = edges[:, 1::-1]
     extent = edges[:, :1:-1] - start
+    finite = tf.math.is_finite(extent)  # neither edge is infinite or NaN
     if method == "pool":
         extent += 1.0  # the last pixel is inside
     if method != "align":
         extent = tf.maximum(extent, 1.0)
     first, last = start + tf.minimum(extent, 0.0), start + tf.maximum(extent, 0.0)
     near = (last > -2) & (first < tf.cast(size + 1, tf.float32))
-    known = tf.concat([near, tf.math.is_finite(edges), tf.math.is_finite(extent)], axis=1)
-    somewhere = tf.reduce_all(known, axis=1, keepdims=True)
+    somewhere = tf.reduce_all(near & finite, axis=1, keepdims=True)
     return tf.where(somewhere, start, -2.0), tf.where(somewhere, extent, 0.0)
