@@ -138,6 +138,7 @@ class TestEveryLayer:
 
 def test_convolutions_inside_have_the_precision_of_their_layer():
     layers = [ConvNorm(4, 3), Bottleneck(4), FPN(4), RPNHead(), BoxHead(3), MaskHead(3), ResNet("resnet18")]
+    layers.append(Stage5("resnet18"))
     for layer in layers:
         mixed = type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})
         policies = {sub.dtype_policy.name for sub in mixed._flatten_layers()}
