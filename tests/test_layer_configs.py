@@ -144,7 +144,7 @@ class TestEveryLayer:
 
 
 def test_convolutions_inside_have_the_precision_of_their_layer():
-    heads = [RPNHead(), BoxHead(3), MaskHead(3), KeypointHead(3)]
+    heads = [RPNHead(), BoxHead(3), MaskHead(3), KeypointHead(3), Stage5("resnet18")]
     layers = [ConvNorm(4, 3), Bottleneck(4), FPN(4), *heads, ResNet("resnet18")]
     for layer in layers:
         mixed = type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})

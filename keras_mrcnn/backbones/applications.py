@@ -57,14 +57,13 @@ class Application(keras.layers.Layer):
                 "`frozen_stages` of such a network is 0 (all trained) or 5 (nothing trained): Keras does not "
                 f"name its stages. Received: frozen_stages={frozen_stages!r}"
             )
-        self.network = network
         self.outputs = list(outputs)
         self.frozen_stages = frozen_stages
         self.channels = channels
         if isinstance(network, keras.Model):
-            self.network = self.stages = _between(network, outputs)
-        else:
-            self.stages = self._built(None)
+            network = _between(network, outputs)
+        self.network = network
+        self.stages = network if isinstance(network, keras.Model) else self._built(None)
         _check_maps(self.stages, channels)
         if frozen_stages == 5 or not self.trainable:
             self.stages.trainable = False

@@ -43,9 +43,9 @@ def test_numbers_of_parameters(shared, name):
     assert network.count_params() == expected
 
 
-def loaded(network, body, spec):
-    """The layer, which was called or has a `build`, filled with its part of a detectron2 model."""
-    network(keras.Input((None, None, 3)))
+def loaded(network, channels, body, spec):
+    """The layer, for inputs of so many channels, filled with its part of a detectron2 model: all of it."""
+    network(keras.Input((None, None, channels)))
     backbone = config.Backbone(name=network.depth)
     table = detectron2.detector(config.Model(backbone=backbone), 80, body=body)
     rows = [row for row in table.rows if row.ours.startswith(f"{network.name}/")]
@@ -55,6 +55,14 @@ def loaded(network, body, spec):
     report = load_table(network, weights, tables.Table(rows, ()), spec["name"])
     assert len(report.loaded) == len(rows) == len(names)
     return network
+
+
+def normalized_image(spec):
+    """The image of case a, as the backbone takes it."""
+    [size_and_seed] = spec["cases"]["a"]["images"]
+    image = filling.image(*size_and_seed)
+    normalize = Normalize(spec["config"]["pixel_mean"][::-1], spec["config"]["pixel_std"][::-1])
+    return normalize(image[None], np.int32([image.shape[:2]]))
 
 
 def compare(found, key, spec, data):
@@ -87,13 +95,11 @@ def test_stages(shared, name, body, stages):
             epsilon=about["norm_eps"],
             name="backbone",
         ),
+        3,
         body,
         spec,
     )
-    [size_and_seed] = spec["cases"]["a"]["images"]
-    image = filling.image(*size_and_seed)
-    normalize = Normalize(about["pixel_mean"][::-1], about["pixel_std"][::-1])
-    maps = network(normalize(image[None], np.int32([image.shape[:2]])))
+    maps = network(normalized_image(spec))
     with np.load(shared / f"parity/models/{name}.npz") as data:
         for stage in stages:
             compare(maps[int(stage[1]) - 2], f"a/body/{stage}", spec, data)
