@@ -11,6 +11,7 @@ from keras_mrcnn.backbones.resnet import ResNet
 from keras_mrcnn.config.checks import RESNETS
 from keras_mrcnn.roi.box_head import BoxHead
 from keras_mrcnn.roi.detections import Detections
+from keras_mrcnn.roi.keypoint_head import KeypointHead, RegionKeypoints, with_keypoints
 from keras_mrcnn.roi.mask_head import MaskHead, MLPMaskHead, RegionMasks
 from keras_mrcnn.roi.pooling import RoIPooling
 from keras_mrcnn.roi.sampling import RoISampling
@@ -23,19 +24,33 @@ from keras_mrcnn.rpn.targets import RPNTargets
 FPN_STRIDES = (4, 8, 16, 32, 64)
 
 
-def stations(config, num_classes, seed=None, dtype=None, backbone=None):
+def stations(config, categories, seed=None, dtype=None, backbone=None):
     """Every layer of a model.
 
     Args:
         config: `config.Model`.
-        num_classes: int, C, without background.
+        categories: list of C `Category`.
         seed: int or None, of the random sampling in training.
         dtype: dtype policy of the layers that learn.
         backbone: a layer that gives C2..C5, instead of the one that the config names.
 
     Returns:
         Namespace of layers by name; None where the architecture has no such station.
+
+    Raises:
+        ValueError: a backbone is given, and the RPN is to have its own; or there is a keypoint head, and no
+            category has keypoints.
     """
+    if backbone is not None and config.rpn.own_features:
+        raise ValueError(
+            "A model with a `backbone` of yours has one: set `config.rpn.own_features` to False."
+        )
+    num_classes, points = len(categories), [len(category.keypoints) for category in categories]
+    if config.keypoint_head.enabled and not any(points):
+        raise ValueError(
+            "`config.keypoint_head` is enabled, and no category has keypoints. A COCO json names them in its "
+            f"categories. Received: {', '.join(category.name for category in categories)}"
+        )
     common = {"dtype": dtype}
     seeds = (None, None) if seed is None else (seed, seed + 1)
     fpn, c4 = config.backbone.features == "fpn", config.backbone.features == "c4"
@@ -43,12 +58,12 @@ def stations(config, num_classes, seed=None, dtype=None, backbone=None):
     strides = feature_strides(config)
     sizes = [[size] for size in anchors.sizes] if fpn else [anchors.sizes]
     pooling = {"strides": strides[:4], **vars(config.roi_align), **common}
-    masks = mask_head.enabled
+    masks, keypoint_head = mask_head.enabled, config.keypoint_head
     return types.SimpleNamespace(
         normalize=Normalize(config.input.mean, config.input.std, name="normalize", **common),
-        backbone=backbone or _backbone(config.backbone, dtype, "backbone"),
+        backbone=_backbone(config, dtype, "backbone") if backbone is None else backbone,
         fpn=FPN(**vars(config.fpn), name="fpn", **common) if fpn else None,
-        rpn_backbone=_backbone(config.backbone, dtype, "rpn_backbone") if rpn.own_features else None,
+        rpn_backbone=_backbone(config, dtype, "rpn_backbone") if rpn.own_features else None,
         rpn_fpn=FPN(**vars(config.fpn), name="rpn_fpn", **common) if fpn and rpn.own_features else None,
         anchors=Anchors(
             sizes, strides, anchors.aspect_ratios, anchors.rounded, anchors.fitted_strides, name="anchors"
@@ -85,7 +100,20 @@ def stations(config, num_classes, seed=None, dtype=None, backbone=None):
         ),
         mask_head=_mask_head(mask_head, num_classes, dtype) if masks else None,
         region_masks=RegionMasks(mask_head.activation, name="region_masks") if masks else None,
+        **_keypoint_stations(keypoint_head, points, pooling, dtype),
     )
+
+
+def _keypoint_stations(config, points, pooling, dtype):
+    if not config.enabled:
+        return dict.fromkeys(("keypoint_pooling", "keypoint_head", "region_keypoints"))
+    return {
+        "keypoint_pooling": RoIPooling(config.pool_size, name="keypoint_pooling", **pooling),
+        "keypoint_head": KeypointHead(
+            max(points), config.convs, config.channels, config.norm, dtype=dtype, name="keypoint_head"
+        ),
+        "region_keypoints": RegionKeypoints(points, name="region_keypoints"),
+    }
 
 
 def feature_strides(config):
@@ -96,8 +124,11 @@ def feature_strides(config):
 
 
 def _backbone(config, dtype, name):
+    channels, config = len(config.input.mean), config.backbone
     if config.name not in RESNETS:
-        return Application(config.name, config.outputs, config.frozen_stages, dtype=dtype, name=name)
+        return Application(
+            config.name, config.outputs, config.frozen_stages, channels, dtype=dtype, name=name
+        )
     return ResNet(
         config.name,
         config.norm,
@@ -191,6 +222,8 @@ def detect(at, inputs):
     }
     if at.mask_head:
         outputs["masks"] = _masks(at, maps, boxes, classes, valid)
+    if at.keypoint_head:
+        outputs["keypoints"] = _keypoints(at, maps, boxes, classes, valid)
     return outputs
 
 
@@ -212,3 +245,9 @@ def masks_of_boxes(at, inputs):
 def _masks(at, maps, boxes, classes, valid):
     logits = at.mask_head(mask_features(at, maps, boxes, valid))
     return at.region_masks(logits, classes, valid)
+
+
+def _keypoints(at, maps, boxes, classes, valid):
+    chosen = with_keypoints(classes, valid, at.region_keypoints.counts)
+    logits = at.keypoint_head(at.keypoint_pooling(maps, boxes, chosen))
+    return at.region_keypoints(logits, boxes, classes, chosen)

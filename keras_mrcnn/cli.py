@@ -79,25 +79,33 @@ def ablate(name, overrides, seeds, output):
 
 @main.command(name="eval")
 @click.argument("model", type=_FILE)
-@click.argument("annotations", type=_FILE)
+@click.argument("annotations")
 @click.argument("images", type=_FOLDER)
+@click.option(
+    "--metric",
+    type=click.Choice(["coco", "lvis", "voc", "cityscapes"]),
+    default="coco",
+    show_default=True,
+    help="cityscapes: IMAGES is its folder, ANNOTATIONS the name of a split.",
+)
 @click.option("--batch-size", default=1, show_default=True)
 @click.option("--output", type=click.Path(), help="Also write the scores there, as json.")
 @click.option("--scales", default="", help="Short edges at which every image is seen, as 400,500,600.")
 @click.option("--flip", is_flag=True, help="Every image is seen mirrored, too.")
-def evaluate(model, annotations, images, batch_size, output, scales, flip):
-    """COCO box and mask scores of MODEL (a .keras file) on labelled images."""
+def evaluate(model, annotations, images, metric, batch_size, output, scales, flip):
+    """Scores of MODEL (a .keras file) on labelled images: of boxes, masks, keypoints."""
     from keras_mrcnn import config as configs
-    from keras_mrcnn.data.coco import load_coco
     from keras_mrcnn.data.pipeline import evaluation_dataset
-    from keras_mrcnn.evaluation import CocoEvaluator, format_table
+    from keras_mrcnn.evaluation import format_table
+    from keras_mrcnn.train import evaluator_of, load_data
     from keras_mrcnn.training import callbacks
 
     model = load_model(model)
-    dataset = load_coco(annotations, images, categories=model.categories)
+    kind = "cityscapes" if metric == "cityscapes" else "coco"
+    data = configs.Data(format=kind, val_annotations=annotations, val_images=images)
+    dataset = load_data(data, "val", model.categories)
     click.echo(dataset.summary())
-    limit = model.config.detections.max_detections
-    evaluator = CocoEvaluator(dataset, max_detections=limit, iou_types=model.iou_types)
+    evaluator = evaluator_of(dataset, model, metric, annotations)
     records = dataset.records
     with click.progressbar(length=len(records), label="Scoring") as bar:
         if scales or flip:

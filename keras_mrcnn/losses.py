@@ -1,4 +1,4 @@
-"""The losses L = L_cls + L_box + L_mask (section 3) and the RPN's, one pure function each.
+"""The losses L = L_cls + L_box + L_mask (section 3), the keypoints' and the RPN's, one pure function each.
 
 All sums are float32. Where there is nothing to learn from, a loss is 0 and still depends on its inputs, so
 that gradients exist.
@@ -113,6 +113,22 @@ def softmax_mask(logits, classes, targets, has_mask):
 def _mean_over_pixels(losses, has_mask):
     counted = ops.cast(has_mask, "float32")
     return ops.sum(ops.mean(losses, axis=(1, 2)) * counted) / ops.maximum(ops.sum(counted), 1.0)
+
+
+def keypoint(logits, indices, valid):
+    """Cross-entropy over the positions of each heat map, mean over the labelled keypoints (section 5).
+
+    Args:
+        logits: float32 `[F, S, S, K]`.
+        indices: int32 `[F, K]`, row * S + column of each keypoint.
+        valid: bool `[F, K]`; the others do not count.
+    """
+    side, points = logits.shape[1], logits.shape[3]
+    logits = ops.reshape(ops.cast(logits, "float32"), [-1, side * side, points])
+    own = ops.take_along_axis(logits, indices[:, None], axis=1)[:, 0]
+    counted = ops.cast(valid, "float32")
+    of_keypoint = ops.logsumexp(logits, axis=1) - own
+    return ops.sum(of_keypoint * counted) / ops.maximum(ops.sum(counted), 1.0)
 
 
 def _at_least_one(rows):

@@ -21,7 +21,7 @@ from keras_mrcnn.data.images import load_image, network_frame, path_of
 from keras_mrcnn.data.records import Category
 from keras_mrcnn.results import Results
 from keras_mrcnn.roi.mask_head import of_class
-from keras_mrcnn.roi.targets import box_targets, mask_targets
+from keras_mrcnn.roi.targets import box_targets, keypoint_targets, mask_targets
 
 
 @keras.saving.register_keras_serializable(package="keras_mrcnn")
@@ -40,14 +40,16 @@ class MaskRCNN(keras.Model):
         num_detections: int32 `[B]`, valid rows.
         masks: float32 `[B, D, M, M]`, probabilities of the detected class over its box; absent when
             `config.mask_head.enabled` is False.
+        keypoints: float32 `[B, D, K, 3]`, (x, y, score); only when `config.keypoint_head.enabled`.
 
     Targets of `fit` and `evaluate`, a dictionary (`data.pipeline` makes it):
         boxes: float32 `[B, G, 4]`; classes: int32 `[B, G]`; valid: bool `[B, G]`, False for padding.
         masks: `[B, G, S, S]`, 0 or 1, each cut to its own box; has_mask: bool `[B, G]`.
+        keypoints: float32 `[B, G, K, 3]`, (x, y, v), v 0: not labelled; for a model with that head.
 
     Args:
         config: a `config.Model`, or the dictionary that `get_config` made of one.
-        categories: for each class its `Category` (or a dictionary with "id" and "name", or just a name).
+        categories: for each class its `Category` (or a dictionary as in a COCO json, or just a name).
         seed: int or None, of the random sampling in training.
         epochs_done: int, epochs trained so far; `training.callbacks.Checkpoints` counts them.
         backbone: a layer or functional Keras model that gives C2..C5 (strides 4, 8, 16, 32) of normalised
@@ -66,7 +68,7 @@ class MaskRCNN(keras.Model):
         categories = [_category(index, given) for index, given in enumerate(categories)]
         if not categories:
             raise ValueError("`categories` names at least one class. Received: an empty list.")
-        stations = assembly.stations(config, len(categories), seed, dtype, backbone)
+        stations = assembly.stations(config, categories, seed, dtype, backbone)
         inputs = {
             "images": keras.Input((None, None, len(config.input.mean)), name="images", dtype="float32"),
             "image_sizes": keras.Input((2,), name="image_sizes", dtype="int32"),
@@ -79,8 +81,10 @@ class MaskRCNN(keras.Model):
         self.own_backbone = backbone
         for station, layer in vars(stations).items():
             setattr(self, station, layer)
-        self.loss_names = ["rpn_objectness", "rpn_box", "class", "box"] + ["mask"] * bool(self.mask_head)
-        self.iou_types = ["bbox"] + ["segm"] * bool(self.mask_head)  # what COCO scores of it
+        self.loss_names = ["rpn_objectness", "rpn_box", "class", "box"]
+        self.loss_names += ["mask"] * bool(self.mask_head) + ["keypoint"] * bool(self.keypoint_head)
+        self.iou_types = ["bbox"]  # what COCO scores of it
+        self.iou_types += ["segm"] * bool(self.mask_head) + ["keypoints"] * bool(self.keypoint_head)
         self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *self.loss_names)]
 
     @property
@@ -121,6 +125,8 @@ class MaskRCNN(keras.Model):
                 features = self.mask_pooling(maps, boxes, foreground)
             mask_logits = self.mask_head(features, training=training)
             named["mask"] = self._mask_loss(mask_logits, regions, targets)
+        if self.keypoint_head:
+            named["keypoint"] = self._keypoint_loss(maps, regions, targets, training)
         return named
 
     def _mask_loss(self, logits, regions, targets):
@@ -129,6 +135,17 @@ class MaskRCNN(keras.Model):
         if head.activation == "sigmoid":
             return losses.mask(of_class(logits, classes), masks, has_mask)
         return losses.softmax_mask(logits, classes, masks, has_mask)
+
+    def _keypoint_loss(self, maps, regions, targets, training):
+        if "keypoints" not in targets:
+            raise ValueError(
+                "The model has a keypoint head, and the targets have no `keypoints`: the categories of the "
+                f"data set need some. Received targets: {', '.join(targets)}"
+            )
+        size = 4 * self.config.keypoint_head.pool_size
+        chosen, indices, valid = keypoint_targets(regions, targets, size)
+        logits = self.keypoint_head(self.keypoint_pooling(maps, regions[0], chosen), training=training)
+        return losses.keypoint(logits, indices, valid)
 
     def train_step(self, data):
         """One step of `fit`: forward, losses, gradients, update."""
@@ -275,7 +292,7 @@ class MaskRCNN(keras.Model):
     def get_config(self):
         return {
             "config": configs.to_dict(self.config),
-            "categories": [{"id": category.id, "name": category.name} for category in self.categories],
+            "categories": [category.to_dict() for category in self.categories],
             "seed": self.seed,
             "epochs_done": self.epochs_done,
             "dtype": keras.saving.serialize_keras_object(self.box_head.dtype_policy),
@@ -312,4 +329,4 @@ def _weight_shapes(path):
 def _category(index, given):
     if isinstance(given, str):
         return Category(index + 1, given)
-    return Category(given["id"], given["name"]) if isinstance(given, dict) else given
+    return Category.from_dict(given) if isinstance(given, dict) else given

@@ -1,7 +1,8 @@
 """What a model found in one image, in the pixels of that image.
 
-In come the detections of one image in the network frame; out go boxes, masks, COCO results and pictures
-in the source frame (the file as decoded). Letters: N detections, M mask side, H and W the source image.
+In come the detections of one image in the network frame; out go boxes, masks, keypoints, COCO results and
+pictures in the source frame (the file as decoded). Letters: N detections, M mask side, K keypoints, H and W
+the source image.
 """
 
 import dataclasses
@@ -33,6 +34,8 @@ class Results:
         image: uint8 `[H, W, 3]` RGB source image, or None; needed by `plot` and by `save` of a picture.
         image_id: the dataset's own, or None.
         paste: how masks come from their boxes to pixels, see `config.MaskHead`.
+        keypoints: float32 `[N, K, 3]`, (x, y, score), source pixels where pixel i covers [i, i + 1], or None
+            of a model without. A category with fewer than K keypoints has its own first; the rest is 0.
 
     Example:
 
@@ -51,6 +54,7 @@ class Results:
     image: np.ndarray | None = None
     image_id: Any = None
     paste: str = "centres"
+    keypoints: np.ndarray | None = None
 
     @classmethod
     def from_detections(
@@ -66,12 +70,13 @@ class Results:
         """Brings one image's output of the model into the source frame.
 
         Boxes are scaled (x and y separately, as the image was), clipped to the image, and those that
-        have no area then are dropped, together with their scores, classes and masks.
+        have no area then are dropped, together with their scores, classes, masks and keypoints.
 
         Args:
             detections: dict of arrays of ONE image: `boxes` `[D, 4]` network pixels, `scores` `[D]`,
                 `classes` `[D]`, `num_detections` (an integer; the rows behind it are padding) and, of a
-                model with masks, `masks` `[D, M, M]`.
+                model with masks, `masks` `[D, M, M]`, of one with keypoints, `keypoints` `[D, K, 3]`,
+                (x, y, score), network pixels.
             network_size: (height, width) of the resized image in the network frame, without padding.
             source_size: (height, width) of the source image.
             categories: objects with `.id` and `.name`, in the order of the class indices.
@@ -99,12 +104,17 @@ class Results:
                 "`image` must be the source image, of `source_size` (height, width). "
                 f"Received: image.shape={image.shape}, source_size={(height, width)}, image_id={image_id!r}"
             )
-        boxes[:, 0::2] = np.clip(boxes[:, 0::2] * (width / float(network_size[1])), 0, width)
-        boxes[:, 1::2] = np.clip(boxes[:, 1::2] * (height / float(network_size[0])), 0, height)
+        scale = width / float(network_size[1]), height / float(network_size[0])
+        boxes[:, 0::2] = np.clip(boxes[:, 0::2] * scale[0], 0, width)
+        boxes[:, 1::2] = np.clip(boxes[:, 1::2] * scale[1], 0, height)
         keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         masks = detections.get("masks")
         if masks is not None:
             masks = np.asarray(masks[:count]).astype(np.float32)[keep]
+        keypoints = detections.get("keypoints")
+        if keypoints is not None:
+            keypoints = np.array(keypoints[:count], np.float32)[keep]
+            keypoints[..., :2] *= scale
         return cls(
             boxes=boxes[keep],
             scores=np.asarray(detections["scores"][:count]).astype(np.float32)[keep],
@@ -116,6 +126,7 @@ class Results:
             image=None if image is None else np.asarray(image),
             image_id=image_id,
             paste=paste,
+            keypoints=keypoints,
         )
 
     def __len__(self):
@@ -136,13 +147,14 @@ class Results:
     def above(self, threshold):
         """The `Results` of those detections whose score is at least `threshold`."""
         keep = self.scores >= threshold
-        masks = self.mask_probabilities
+        masks, keypoints = self.mask_probabilities, self.keypoints
         return dataclasses.replace(
             self,
             boxes=self.boxes[keep],
             scores=self.scores[keep],
             classes=self.classes[keep],
             mask_probabilities=None if masks is None else masks[keep],
+            keypoints=None if keypoints is None else keypoints[keep],
         )
 
     @property
@@ -154,6 +166,13 @@ class Results:
     def category_ids(self):
         """list `[N]`: the dataset's own id of each detection's category."""
         return [self.categories[index].id for index in self.classes]
+
+    @property
+    def keypoint_names(self):
+        """list of tuple of str `[N]`: the names of each detection's keypoints; None of a model without."""
+        if self.keypoints is None:
+            return None
+        return [tuple(self.categories[index].keypoints) for index in self.classes]
 
     @cached_property
     def masks(self):
@@ -185,7 +204,8 @@ class Results:
 
         Returns:
             list of dict `[N]`: `image_id`, `category_id`, `bbox` (x, y, width, height), `score` and, of a
-            model with masks, `segmentation`.
+            model with masks, `segmentation`, of one with keypoints and a category that has any, `keypoints`
+            (x, y, 1, ..., pixel indices).
         """
         image_id = _plain(self.image_id)
         found = []
@@ -194,6 +214,12 @@ class Results:
             bbox = [x1, y1, x2 - x1, y2 - y1]
             category_id = _plain(category_id)
             found.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score})
+        if self.keypoints is not None:
+            for result, points, names in zip(found, self.keypoints, self.keypoint_names, strict=True):
+                if names:
+                    indices = points[: len(names), :2].astype(np.float64) - 0.5
+                    flat = np.concatenate([indices, np.ones((len(names), 1))], axis=1)
+                    result["keypoints"] = flat.ravel().tolist()
         if segmentations and self.mask_probabilities is not None:
             for result, rle in zip(found, self.rles(), strict=True):
                 result["segmentation"] = rle
@@ -218,6 +244,9 @@ class Results:
             )
         from keras_mrcnn import visualize
 
+        if self.keypoints is not None:
+            skeletons = [self.categories[index].skeleton for index in self.classes]
+            options = {"keypoints": self.keypoints, "skeletons": skeletons, **options}
         return visualize.draw(self.image, self.boxes, self.masks, self.names, self.scores, **options)
 
     def save(self, path):

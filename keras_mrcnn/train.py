@@ -7,12 +7,14 @@ import sys
 import keras
 
 from keras_mrcnn import config as configs
+from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
 from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
-from keras_mrcnn.evaluation import CocoEvaluator
+from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
 from keras_mrcnn.training.callbacks import Checkpoints, CocoScores, Log
+from keras_mrcnn.weights.class_mapping import map_classes
 
 
 def run(config, resume=False, callbacks=()):
@@ -31,8 +33,7 @@ def run(config, resume=False, callbacks=()):
     configs.save(config, output / "config.yaml")
     keras.utils.set_random_seed(training.seed)
 
-    options = {"invalid": data.invalid, "check_images": data.check_images}
-    learn = load_coco(data.train_annotations, data.train_images, **options)
+    learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")
     steps = -(-len(trainable(learn.records)) // data.batch_size)
     model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
@@ -40,14 +41,13 @@ def run(config, resume=False, callbacks=()):
 
     watchers, validation = [], None
     if data.val_annotations:
-        valid = load_coco(data.val_annotations, data.val_images, categories=learn.categories, **options)
+        valid = load_data(data, "val", learn.categories)
         print(f"Validation: {valid.summary()}")
         validation = evaluation_dataset(valid.records, data, config.model.input)
-        limit = config.model.detections.max_detections
-        evaluator = CocoEvaluator(valid, max_detections=limit, iou_types=model.iou_types)
+        evaluator = evaluator_of(valid, model, data.format)
         watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
     watchers += [
-        Checkpoints(output, monitor=f"val_{model.iou_types[-1]}_AP"),
+        Checkpoints(output, monitor=f"val_{model.iou_types[min(1, len(model.iou_types) - 1)]}_AP"),
         Log(output / "log.csv", ("loss", *model.loss_names), model.iou_types, append=resume),
         keras.callbacks.TerminateOnNaN(),
         *callbacks,
@@ -64,6 +64,40 @@ def run(config, resume=False, callbacks=()):
     )
     print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
+
+
+def load_data(data, split, categories=None):
+    """The `CocoDataset` of one split, "train" or "val", of a `config.Data`."""
+    annotations, images = getattr(data, f"{split}_annotations"), getattr(data, f"{split}_images")
+    options = {"categories": categories, "invalid": data.invalid, "check_images": data.check_images}
+    if data.format == "cityscapes":
+        return load_cityscapes(images, annotations, **options)
+    return load_coco(annotations, images, **options)
+
+
+def evaluator_of(dataset, model, metric="coco", annotations=None):
+    """What scores a model's detections.
+
+    Args:
+        dataset: what `load_coco` or `load_cityscapes` returned.
+        model: `MaskRCNN`.
+        metric: "coco", "lvis", "voc" or "cityscapes".
+        annotations: path of the json; "lvis" needs it.
+
+    Returns:
+        An evaluator of `evaluation`.
+    """
+    limit = model.config.detections.max_detections
+    boxes_and_masks = [kind for kind in model.iou_types if kind != "keypoints"]
+    if metric == "cityscapes":
+        return CityscapesEvaluator(dataset)
+    if metric == "voc":
+        return VocEvaluator(dataset, iou_types=boxes_and_masks)
+    if metric == "lvis":
+        return LvisEvaluator(dataset, annotations, max_detections=limit, iou_types=boxes_and_masks)
+    sigmas = model.config.keypoint_head.sigmas
+    sigmas = sigmas[0] if len(sigmas) == 1 else sigmas or None
+    return CocoEvaluator(dataset, max_detections=limit, iou_types=model.iou_types, sigmas=sigmas)
 
 
 def _output_folder(config, resume):
@@ -114,7 +148,11 @@ def _compiled_model(config, categories, steps, checkpoint):
                 "model.backbone.norm=group model.backbone.frozen_stages=0."
             )
         model = MaskRCNN(config.model, categories, seed=training.seed, dtype=training.precision)
-        if training.weights:
+        if training.class_mapping:
+            source = MaskRCNN.from_preset(training.weights)
+            mapping = {name: of_source or None for name, of_source in training.class_mapping.items()}
+            print(f"{training.weights}: {map_classes(source, model, mapping)}")
+        elif training.weights:
             model.load_weights(training.weights)
         elif training.backbone:
             print(f"{training.backbone}: {model.load_backbone(training.backbone)}")

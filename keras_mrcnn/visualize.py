@@ -11,11 +11,24 @@ import numpy as np
 _GOLDEN_RATIO = 0.618033988749895
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _DARKEST = 0.42  # luminance 0..1 of the darkest colour
+_SURE = 0.05  # score from which on a keypoint is drawn; a flat heat map of 56 x 56 cells has 0.0003
 _TINY = 1.5  # lines of text; a box lower or narrower than that gets no label
 
 
-def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_labels=30, scale=1):
-    """Draws objects on an image: a tint and an outline for the mask, a thin box, a small label.
+def draw(
+    image,
+    boxes,
+    masks=None,
+    labels=None,
+    scores=None,
+    opacity=0.45,
+    max_labels=30,
+    scale=1,
+    keypoints=None,
+    skeletons=None,
+    keypoint_threshold=_SURE,
+):
+    """Draws objects on an image: a tint and an outline for the mask, a thin box, a skeleton, a small label.
 
     The n-th object always has the n-th colour. A box too small to carry a label gets none, and with more
     than `max_labels` objects none gets one; where there is no label, a mask is drawn without its box.
@@ -29,6 +42,10 @@ def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_l
         opacity: 0..1, of the tint.
         max_labels: with more objects than this, no text is written.
         scale: integer factor by which the picture is enlarged first, for small images.
+        keypoints: `[N, K, 3]`, (x, y, score), pixels of `image`; or with COCO's v, 0 for what is not there,
+            in place of the score; or None.
+        skeletons: for each object the pairs of keypoints, from 0, that a line connects; or None: points only.
+        keypoint_threshold: points of a lower score, and lines to them, are not drawn; nor are those of 0.
 
     Returns:
         uint8 `[H * scale, W * scale, 3]` RGB.
@@ -40,7 +57,9 @@ def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_l
     cv2 = _opencv()
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * scale
     count = len(boxes)
-    for name, values in (("masks", masks), ("labels", labels), ("scores", scores)):
+    objects = {"masks": masks, "labels": labels, "scores": scores}
+    objects |= {"keypoints": keypoints, "skeletons": skeletons}
+    for name, values in objects.items():
         if values is not None and len(values) != count:
             raise ValueError(f"`{name}` must be as many as `boxes`, {count}. Received: {len(values)}")
     picture = np.repeat(np.repeat(_as_rgb(image), scale, 0), scale, 1)
@@ -61,6 +80,11 @@ def draw(image, boxes, masks=None, labels=None, scores=None, opacity=0.45, max_l
             _outline(cv2, picture, masks[index], colours[index], line)
         if masks[index] is None or roomy[index]:
             _box(cv2, picture, boxes[index], colours[index], line)
+    for index in order if keypoints is not None else ():
+        points = np.asarray(keypoints[index], np.float64) * [scale, scale, 1]
+        sure = (points[:, 2] >= keypoint_threshold) & (points[:, 2] > 0)
+        skeleton = () if skeletons is None else skeletons[index]
+        _skeleton(cv2, picture, points[:, :2], sure, skeleton, colours[index], line)
     texts = [_text(labels, scores, index) if roomy[index] else "" for index in range(count)]
     _write_labels(cv2, picture, boxes, texts, colours)
     return picture
@@ -166,6 +190,18 @@ def _box(cv2, picture, box, rgb, line):
     x1, y1 = np.clip(np.floor(box[:2]), 0, [width - 1, height - 1]).astype(int).tolist()
     x2, y2 = np.clip(np.ceil(box[2:]) - 1, 0, [width - 1, height - 1]).astype(int).tolist()
     cv2.rectangle(picture, (x1, y1), (x2, y2), rgb, line, cv2.LINE_8)
+
+
+def _skeleton(cv2, picture, points, sure, skeleton, rgb, line):
+    """Lines with a dark rim, so that they are seen on the tint of their own mask, and light points."""
+    places = [tuple(place) for place in np.floor(points).astype(int).tolist()]
+    lines = [(places[a], places[b]) for a, b in skeleton if sure[a] and sure[b]]
+    for width, ink in ((3 * line, (0, 0, 0)), (line, rgb)):
+        for start, end in lines:
+            cv2.line(picture, start, end, ink, width, cv2.LINE_AA)
+    for place in (places[index] for index in np.flatnonzero(sure)):
+        cv2.circle(picture, place, 2 * line, rgb, -1, cv2.LINE_AA)
+        cv2.circle(picture, place, line, (255, 255, 255), -1, cv2.LINE_AA)
 
 
 def _text(labels, scores, index):

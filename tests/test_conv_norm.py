@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_mrcnn.conv_norm import ConvNorm, FrozenNormalization
+from keras_mrcnn.conv_norm import ConvNorm, FrozenNormalization, grouped_conv
 
 
 def correlate(images, kernel, strides):
@@ -60,6 +61,109 @@ class TestPadding:
     def test_unknown_sizes(self):
         layer = ConvNorm(4, 3, 2)
         assert layer(keras.Input((None, None, 3))).shape == (None, None, None, 4)
+
+
+class TestDilation:
+    def test_by_hand(self):
+        # a 1 in the middle of 5 x 5 under a 3x3 kernel of 1..9, two apart: the kernel turned, two apart
+        layer = ConvNorm(1, 3, epsilon=0.0)
+        layer.build((1, 5, 5, 1))
+        layer.kernel.assign(np.arange(1.0, 10).reshape(3, 3, 1, 1))
+        image = np.zeros([1, 5, 5, 1], np.float32)
+        image[0, 2, 2] = 1
+        expected = np.zeros([5, 5])
+        expected[::2, ::2] = [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
+        np.testing.assert_allclose(layer(image, dilation=2)[0, :, :, 0], expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("size", [(8, 10), (9, 7), (1, 2)])
+    def test_equals_a_wider_kernel_with_zeros(self, rng, size):
+        layer = ConvNorm(5, 3, epsilon=0.0)
+        images = rng.normal(size=(2, *size, 3)).astype(np.float32)
+        layer(images)
+        wide = np.zeros([7, 7, 3, 5])
+        wide[::3, ::3] = layer.kernel
+        np.testing.assert_allclose(layer(images, dilation=3), correlate(images, wide, 1), atol=1e-5)
+
+    def test_a_pixel_wide_kernel_has_none(self, rng):
+        layer = ConvNorm(5, 1, strides=2)
+        images = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
+        np.testing.assert_array_equal(layer(images, dilation=2), layer(images))
+
+
+class TestGroups:
+    """The wide ones are computed one by one, narrow ones together with zeros between them."""
+
+    CASES = [(2, 1, 1, 3), (3, 2, 1, 3), (4, 40, 36, 3), (12, 8, 4, 3), (64, 4, 4, 1), (5, 16, 8, 1)]
+
+    @staticmethod
+    def slow(images, kernel, groups, strides):
+        parts = np.split(images, groups, -1), np.split(kernel, groups, -1)
+        return np.concatenate([correlate(part, own, strides) for part, own in zip(*parts)], -1)
+
+    @pytest.mark.parametrize("groups, inputs, outputs, size", CASES)
+    @pytest.mark.parametrize("strides", [1, 2])
+    def test_each_sees_its_own_channels(self, rng, groups, inputs, outputs, size, strides):
+        layer = ConvNorm(groups * outputs, size, strides, groups=groups, epsilon=0.0)
+        images = rng.normal(size=(2, 5, 6, groups * inputs)).astype(np.float32)
+        found = layer(images)
+        assert layer.kernel.shape == (size, size, inputs, groups * outputs)
+        expected = self.slow(images, layer.kernel.numpy(), groups, strides)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_gradients_in_a_graph(self, rng):
+        """Of the sum of outputs * weights, against finite differences of the slow one (it is linear)."""
+        images = rng.normal(size=(1, 4, 5, 8)).astype(np.float32)
+        kernel = rng.normal(size=(3, 3, 2, 12)).astype(np.float32)
+        weights = rng.normal(size=(1, 4, 5, 12)).astype(np.float32)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 8]), tf.TensorSpec([3, 3, 2, 12])])
+        def gradients(images, kernel):
+            with tf.GradientTape() as tape:
+                tape.watch([images, kernel])
+                value = tf.reduce_sum(grouped_conv(images, kernel, 4, padding="same") * weights)
+            return tape.gradient(value, [images, kernel])
+
+        of_images, of_kernel = gradients(images, kernel)
+
+        def slope(position, array, other, value):
+            step = np.zeros(array.shape)
+            step[position] = 1
+            return (value(step, other) * weights).sum()
+
+        for position in [(0, 0, 0, 0), (0, 1, 2, 3), (0, 3, 4, 7)]:
+            expected = slope(position, images, kernel, lambda x, k: self.slow(x, k, 4, 1))
+            np.testing.assert_allclose(of_images[position], expected, rtol=1e-4)
+        for position in [(0, 0, 0, 0), (1, 2, 1, 5), (2, 2, 1, 11)]:
+            expected = slope(position, kernel, images, lambda k, x: self.slow(x, k, 4, 1))
+            np.testing.assert_allclose(of_kernel[position], expected, rtol=1e-4)
+
+    def test_no_compiler_is_needed(self, rng):
+        """Keras's own grouped convolution goes through XLA, which compiles it for every size."""
+        layer = ConvNorm(64, 3, groups=32)
+        images = rng.normal(size=(1, 5, 6, 64)).astype(np.float32)
+        graph = tf.function(layer).get_concrete_function(images).graph
+        nodes = [*graph.get_operations()]
+        for name in graph._functions:
+            nodes += graph._functions[name].cached_definition.node_def
+        assert not any("_XlaMustCompile" in str(node) for node in nodes)
+        # 32 groups of 2 channels, 16 at a time
+        assert sum(getattr(node, "type", "") == "Conv2D" for node in nodes) == 2
+
+    def test_half_precision(self, rng):
+        layer = ConvNorm(64, 3, groups=16, dtype="mixed_bfloat16")
+        images = rng.normal(size=(1, 5, 6, 32)).astype(np.float32)
+        found = layer(images)
+        assert found.dtype == "bfloat16"
+        expected = self.slow(images, layer.kernel.numpy(), 16, 1)
+        np.testing.assert_allclose(keras.ops.cast(found, "float32"), expected, atol=0.1)
+
+    def test_what_does_not_divide_is_refused(self):
+        with pytest.raises(ValueError, match="groups=3, filters=8"):
+            ConvNorm(8, 3, groups=3)
+        with pytest.raises(ValueError, match="groups=0"):
+            ConvNorm(8, 3, groups=0)
+        with pytest.raises(ValueError, match=r"multiple of `groups`.*groups=4, input shape \(1, 5, 5, 6\)"):
+            ConvNorm(8, 3, groups=4).build((1, 5, 5, 6))
 
 
 class TestFrozen:
@@ -174,19 +278,23 @@ def test_initial_kernel_is_he_normal_by_outgoing_connections():
 
 
 class TestParity:
-    @pytest.mark.parametrize("case, filters, size, output", [
-        ("stem", 4, 7, "conv"),
-        ("conv3_s2", 6, 3, "output"),
-        ("conv1_s2", 5, 1, "output"),
+    @pytest.mark.parametrize("case, output, strides, groups, dilation", [
+        ("stem", "conv", 2, 1, 1),
+        ("conv3_s2", "output", 2, 1, 1),
+        ("conv1_s2", "output", 2, 1, 1),
+        ("conv3_dilated", "output", 1, 1, 2),
+        ("conv3_groups4_s2", "output", 2, 4, 1),
     ])  # fmt: skip
-    def test_strided_convolutions(self, shared, case, filters, size, output):
+    def test_convolutions(self, shared, case, output, strides, groups, dilation):
         data = np.load(shared / "parity/ops/layers.npz")
-        layer = ConvNorm(filters, size, 2, epsilon=0.0)
+        filters, _, size, _ = data[f"{case}/weight"].shape
+        layer = ConvNorm(filters, size, strides, epsilon=0.0, groups=groups)
         images = np.moveaxis(data[f"{case}/input"], 1, 3)
         layer(images)
         layer.kernel.assign(np.transpose(data[f"{case}/weight"], (2, 3, 1, 0)))
         expected = np.moveaxis(data[f"{case}/{output}"], 1, 3)
-        np.testing.assert_allclose(layer(images), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        found = layer(images, dilation=dilation)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
     @pytest.mark.parametrize("case, epsilon", [("frozen_bn_eps0", 0.0), ("frozen_bn_eps1e-05", 1e-5)])
     def test_frozen_normalisation_of_small_variances(self, shared, case, epsilon):

@@ -20,6 +20,7 @@ from keras_mrcnn.ops import RandomSubset
 from keras_mrcnn.residual import BasicBlock, Bottleneck
 from keras_mrcnn.roi.box_head import BoxHead
 from keras_mrcnn.roi.detections import Detections
+from keras_mrcnn.roi.keypoint_head import KeypointHead, RegionKeypoints
 from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks
 from keras_mrcnn.roi.pooling import RoIPooling
 from keras_mrcnn.roi.sampling import RoISampling
@@ -54,6 +55,7 @@ GIVEN = {
     },
     FPN: {"channels": 6, "norm": "batch"},
     FrozenNormalization: {"epsilon": 0.25},
+    KeypointHead: {"num_keypoints": 3, "convs": 2, "channels": 5, "norm": "batch"},
     MaskHead: {"maps": 3, "convs": 2, "channels": 5, "norm": "batch"},
     Normalize: {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]},
     Proposals: {
@@ -61,12 +63,16 @@ GIVEN = {
         "min_size": 0.5,
     },
     RandomSubset: {"seed": 5},
+    RegionKeypoints: {"counts": [3, 0]},
     RegionMasks: {},
     ResNet: {
         "depth": "resnet34", "norm": "group", "frozen_stages": 3, "blocks": [1, 1, 2, 1],
         "stride_in_1x1": True, "epsilon": 0.25, "last_stage": 4, "dilated": True,
     },
-    RoIPooling: {"pool_size": 5, "sampling_ratio": 3, "aligned": False},
+    RoIPooling: {
+        "pool_size": 5, "strides": [16], "sampling_ratio": 3, "aligned": False, "operation": "warp",
+        "reduction": "maximum",
+    },
     RoISampling: {"rois": 20, "foreground_fraction": 0.4, "foreground_iou": 0.6, "seed": 5},
     RPNHead: {"anchors_per_position": 4, "channels": 6, "convs": 2},
     RPNTargets: {
@@ -80,6 +86,7 @@ GIVEN = {
 OWN_FORM = {
     ("BoxHead", "convs"): "num_convs",
     ("BoxHead", "fcs"): "num_fcs",
+    ("KeypointHead", "convs"): "num_convs",
     ("MaskHead", "convs"): "num_convs",
     ("RPNHead", "convs"): "num_convs",
 }  # attributes named otherwise than their argument
@@ -137,7 +144,8 @@ class TestEveryLayer:
 
 
 def test_convolutions_inside_have_the_precision_of_their_layer():
-    layers = [ConvNorm(4, 3), Bottleneck(4), FPN(4), RPNHead(), BoxHead(3), MaskHead(3), ResNet("resnet18")]
+    heads = [RPNHead(), BoxHead(3), MaskHead(3), KeypointHead(3)]
+    layers = [ConvNorm(4, 3), Bottleneck(4), FPN(4), *heads, ResNet("resnet18")]
     for layer in layers:
         mixed = type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})
         policies = {sub.dtype_policy.name for sub in mixed._flatten_layers()}

@@ -1,4 +1,4 @@
-"""The losses (NUMERICS sections 6, 9 and 10)."""
+"""The losses (NUMERICS sections 6 and 9 to 11)."""
 
 import json
 import math
@@ -264,3 +264,43 @@ def test_softmax_mask_against_a_slow_one():
         value, gradient = value_and_gradient(losses.softmax_mask, logits, classes, targets, has_mask)
         assert value == pytest.approx(total / (4 * 9), rel=1e-5)
         assert not gradient[2].any() and gradient[[0, 1, 3, 4]].all()
+
+
+class TestKeypoint:
+    def test_by_hand(self):
+        # two regions, 2 x 2 positions, two keypoints
+        logits = np.zeros([2, 2, 2, 2], np.float32)
+        logits[0, 1, 0, 0] = math.log(5)  # position 2: 5 of 5 + 3
+        logits[1, 0, 1, 1] = math.log(3)  # position 1: 3 of 3 + 3
+        indices, valid = np.int32([[2, 0], [3, 0]]), np.array([[True, False], [True, True]])
+        # the second region's first map is flat: log 4; its second: -log(1 / 6) at position 0
+        expected = (math.log(8 / 5) + math.log(4) + math.log(6)) / 3
+        value, gradient = value_and_gradient(losses.keypoint, logits, indices, valid)
+        assert value == pytest.approx(expected, rel=1e-5)
+        np.testing.assert_allclose(gradient[0, :, :, 0], np.float32([[1, 1], [5 - 8, 1]]) / 8 / 3, rtol=1e-5)
+
+    def test_what_is_not_labelled_has_no_gradient(self):
+        logits = np.random.default_rng(0).normal(size=(2, 3, 3, 2))
+        valid = np.array([[False, True], [False, False]])
+        _, gradient = value_and_gradient(losses.keypoint, logits, np.int32([[0, 4], [0, 0]]), valid)
+        assert not gradient[..., 0].any() and not gradient[1].any() and gradient[0, :, :, 1].all()
+
+    def test_nothing_is_zero_and_has_gradients(self):
+        for count in (2, 0):
+            arguments = np.zeros([count, 4], np.int32), np.zeros([count, 4], bool)
+            value, gradient = value_and_gradient(losses.keypoint, np.ones([count, 3, 3, 4]), *arguments)
+            assert value == 0 and gradient.shape == (count, 3, 3, 4) and not gradient.any()
+
+    def test_large_logits(self):
+        logits = np.float32([[[[1e4], [0]], [[-1e4], [0]]]])
+        value, gradient = value_and_gradient(losses.keypoint, logits, np.int32([[2]]), np.array([[True]]))
+        assert value == pytest.approx(2e4) and np.isfinite(gradient).all()
+
+    def test_parity(self, shared):
+        data, points = (np.load(shared / f"parity/ops/{name}.npz") for name in ("losses", "keypoints"))
+        logits = np.moveaxis(data["keypoint_full/logits"], 1, 3)
+        arguments = points["encode/index"], points["encode/valid"] > 0
+        value, gradient = value_and_gradient(losses.keypoint, logits, *arguments)
+        assert value == pytest.approx(float(data["keypoint/loss"]), rel=1e-5)
+        expected = np.moveaxis(data["keypoint/grad_first"], 0, 2)
+        np.testing.assert_allclose(gradient[0], expected, atol=1e-6)

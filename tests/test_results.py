@@ -16,6 +16,8 @@ from keras_mrcnn.results import Results
 class Category:
     id: int
     name: str
+    keypoints: tuple = ()
+    skeleton: tuple = ()
 
 
 CATEGORIES = [Category(2, "cell"), Category(90, "nucleus")]
@@ -168,3 +170,51 @@ def test_drawing_without_opencv_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r'pip install "keras_mrcnn\[viz\]"'):
         three(image=np.zeros((400, 500, 3), np.uint8)).plot()
+
+
+class TestKeypoints:
+    """100 x 300 became 200 x 599: y by 100 / 200, x by 300 / 599."""
+
+    CATEGORIES = [Category(2, "nut"), Category(90, "fly", ("head", "tail"), ((0, 1),))]
+
+    def results(self, image=None):
+        found = detections([[59.9, 20, 119.8, 40], [0, 0, 99, 99], [5, 5, 5, 9]], [0.9, 0.8, 0.7], [1, 0, 1])
+        found["keypoints"] = np.zeros((5, 3, 3), np.float32)  # the third point is of another category
+        found["keypoints"][0] = [[59.9, 30, 0.25], [119.8, 40, 0.01], [0, 0, 0]]
+        return Results.from_detections(found, (200, 599), (100, 300), self.CATEGORIES, image)
+
+    def test_they_are_scaled_by_each_axis_and_dropped_with_their_rows(self):
+        results = self.results()
+        assert results.keypoints.shape == (2, 3, 3) and results.keypoints.dtype == np.float32
+        expected = [[30, 15, 0.25], [60, 20, 0.01], [0, 0, 0]]
+        np.testing.assert_allclose(results.keypoints[0], expected, rtol=1e-6)
+        assert not results.keypoints[1].any()
+
+    def test_the_input_is_left_alone(self):
+        found = detections([[0, 0, 9, 9]], [0.9], [1])
+        found["keypoints"] = np.ones((3, 2, 3), np.float32)
+        Results.from_detections(found, (10, 10), (100, 100), self.CATEGORIES)
+        assert (found["keypoints"] == 1).all()
+
+    def test_names(self):
+        assert self.results().keypoint_names == [("head", "tail"), ()]
+        assert three().keypoint_names is None and three().keypoints is None
+
+    def test_above(self):
+        results = self.results().above(0.85)
+        assert len(results) == 1 and results.keypoints.shape == (1, 3, 3)
+
+    def test_coco_results_are_pixel_indices(self):
+        first, second = self.results().to_coco(segmentations=False)
+        np.testing.assert_allclose(first["keypoints"], [29.5, 14.5, 1, 59.5, 19.5, 1], rtol=1e-6)
+        assert json.loads(json.dumps(first)) == first
+        assert first["score"] == pytest.approx(0.9) and "keypoints" not in second
+
+    def test_the_picture_has_the_sure_points(self):
+        pytest.importorskip("cv2")
+        image = np.full((100, 300, 3), 90, np.uint8)
+        results = self.results(image)
+        results.mask_probabilities = None
+        assert (results.plot()[15, 30] == 255).all()
+        assert (results.plot()[20, 58] == 90).all()  # score 0.01
+        assert (results.plot(keypoint_threshold=0)[18:20, 45] != 90).any()  # the line between both

@@ -49,7 +49,7 @@ ARROWS = {
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
-    "train": ("config", "data", "evaluation", "model", "training"),
+    "train": ("config", "data", "evaluation", "model", "training", "weights"),
     "ablation": ("config", "train"),
     "serving": ("model", "config", "geometry", "ops.library"),
     "weights": (

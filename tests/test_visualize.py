@@ -127,6 +127,55 @@ def test_colours_are_stable_and_distinct():
         assert np.abs(np.subtract(one, other)).sum() > 150
 
 
+class TestKeypoints:
+    POINTS = [[[70.5, 80.5, 0.9], [130.5, 120.5, 0.2], [100.5, 70.5, 0.01], [0, 0, 0]]]
+    SKELETON = [[(0, 1), (1, 2), (0, 3)]]
+
+    def test_points_and_lines_above_the_threshold(self):
+        touched = changed(visualize.draw(GREY, BOX, keypoints=self.POINTS, skeletons=self.SKELETON))
+        touched ^= changed(visualize.draw(GREY, BOX))
+        assert touched[80, 70] and touched[120, 130] and touched[100, 100]  # both ends and the middle
+        assert not touched[70, 100] and not touched[95, 115] and not touched[:60].any()
+        # within 4 pixels of the line from (70, 80) to (130, 120)
+        rows, columns = np.nonzero(touched)
+        assert (np.abs((columns - 70) * 40 - (rows - 80) * 60) / np.hypot(40, 60) < 4).all()
+
+    def test_another_threshold(self):
+        draw = {"keypoints": self.POINTS, "skeletons": self.SKELETON}
+        low = changed(visualize.draw(GREY, BOX, **draw, keypoint_threshold=0))
+        assert low[70, 100] and low[95, 115]
+        assert not low[:30, :30].any()  # a score of 0 is no point
+        high = visualize.draw(GREY, BOX, **draw, keypoint_threshold=0.95)
+        np.testing.assert_array_equal(high, visualize.draw(GREY, BOX))
+
+    def test_without_a_skeleton_there_are_points_only(self):
+        touched = changed(visualize.draw(GREY, BOX, keypoints=self.POINTS))
+        assert touched[80, 70] and touched[120, 130] and not touched[100, 100]
+
+    def test_visibility_in_place_of_scores(self):
+        true = np.array(self.POINTS)
+        true[..., 2] = [2, 1, 0, 0]
+        same = {"skeletons": self.SKELETON}
+        np.testing.assert_array_equal(
+            visualize.draw(GREY, BOX, keypoints=true, **same),
+            visualize.draw(GREY, BOX, keypoints=self.POINTS, **same),
+        )
+
+    def test_scale(self):
+        touched = changed(
+            visualize.draw(GREY, BOX, keypoints=self.POINTS, scale=3), np.full((600, 900, 3), 100)
+        )
+        assert touched[241, 211] and touched[361, 391]
+
+    def test_points_outside_nothing_and_numbers(self):
+        outside = [[[-50, 900, 1.0], [1e6, 3, 1.0]]]
+        assert visualize.draw(GREY, BOX, keypoints=outside, skeletons=[[(0, 1)]]).shape == GREY.shape
+        empty = visualize.draw(GREY, np.zeros((0, 4)), keypoints=np.zeros((0, 4, 3)), skeletons=[])
+        np.testing.assert_array_equal(empty, GREY)
+        with pytest.raises(ValueError, match="`keypoints` must be as many as `boxes`, 1. Received: 2"):
+            visualize.draw(GREY, BOX, keypoints=self.POINTS * 2)
+
+
 def test_side_by_side():
     left, right = visualize.draw(GREY, BOX), GREY[:120, :, 0]
     whole = visualize.side_by_side(left, right, ("true", "found"))

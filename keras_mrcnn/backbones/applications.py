@@ -23,8 +23,8 @@ class Application(keras.layers.Layer):
     | | expanded_conv_14_add |
 
     These three take pixels 0-255 and normalise them inside: `Normalize`, which comes before, has mean 0 and
-    std 1 then. So do all of ConvNeXt, EfficientNet, EfficientNetV2 and MobileNetV3. The others want what their
-    `preprocess_input` does.
+    std 1 then. So do all of ConvNeXt, EfficientNet, EfficientNetV2 and MobileNetV3. The others want what
+    their `preprocess_input` does.
 
     Variables have Keras's own names, below this layer's: "backbone/block1a_project_conv/kernel". Those of a
     model of your own have the paths that they have.

@@ -138,6 +138,18 @@ class MaskHead:
 
 
 @dataclass
+class KeypointHead:
+    """Section 5."""
+
+    enabled: bool = False  # needs categories with keypoints
+    pool_size: int = 14  # the heat maps are four times as wide
+    convs: int = 8
+    channels: int = 512
+    norm: str = "none"  # none, frozen, batch, group
+    sigmas: list[float] = _list()  # of the score: one for all, or for each keypoint; none: those of COCO
+
+
+@dataclass
 class Detections:
     """Section 3.1, "Inference"."""
 
@@ -161,6 +173,7 @@ class Model:
     roi_align: RoIAlign = field(default_factory=RoIAlign)
     box_head: BoxHead = field(default_factory=BoxHead)
     mask_head: MaskHead = field(default_factory=MaskHead)
+    keypoint_head: KeypointHead = field(default_factory=KeypointHead)
     detections: Detections = field(default_factory=Detections)
 
 
@@ -168,6 +181,7 @@ class Model:
 class Data:
     """Where the images and labels are, and how they are fed."""
 
+    format: str = "coco"  # coco | cityscapes: its folder as `..._images`, a split's name as `..._annotations`
     train_annotations: str = ""  # COCO json
     train_images: str = ""  # folder that its `file_name`s are relative to
     val_annotations: str = ""
@@ -195,6 +209,7 @@ class Training:
     decay_epochs: list[int] = _list(8, 11)
     precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
     weights: str = ""  # .weights.h5 or .keras file to start from; all of it must fit
+    class_mapping: dict[str, str] = field(default_factory=dict)  # each class's name in `weights`, or ""
     backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file
     evaluate_every: int = 1  # epochs between COCO scores on the validation set
     seed: int = 0

@@ -142,6 +142,69 @@ def check_annotation(annotation, height, width, report):
     return box, segmentation, float(area)
 
 
+def check_keypoints(annotation, names, height, width, report):
+    """Keypoints of one annotation; what cannot be used counts as not labelled.
+
+    Args:
+        annotation: dict of the json; `keypoints` is COCO's flat list [x, y, v, ...] of pixel indices, or not
+            there.
+        names: names of the category's K keypoints.
+        height, width: of the image, pixels.
+        report: called as `report(kind, what)` for what is left out.
+
+    Returns:
+        float32 `[K, 3]`, (x, y, v), see `records.Record`.
+    """
+    given = annotation.get("keypoints")
+    points = np.zeros((len(names), 3), np.float32)
+    if given is None or given == []:
+        return points
+    problem = _keypoints_problem(given, names)
+    if problem:
+        if names or not annotation.get("iscrowd"):
+            report(problem[0], f"{problem[1]}. The object is kept without keypoints.")
+        return points
+    points[:] = np.reshape(given, (-1, 3))
+    labelled = points[:, 2] > 0
+    counted = annotation.get("num_keypoints", labelled.sum())
+    if counted != labelled.sum():
+        report(
+            "num_keypoints differs",
+            f"expected num_keypoints {labelled.sum()}, as many as keypoints with a visibility above 0, got "
+            f"{_short(counted)}. The keypoints are kept; correct or remove num_keypoints.",
+        )
+    points[:, :2] += 0.5
+    # half a pixel of grace for tools that do not count from the centres of pixels
+    inside = (points[:, :2] >= 0).all(axis=1) & (points[:, :2] <= [width + 0.5, height + 0.5]).all(axis=1)
+    for index in np.flatnonzero(labelled & ~inside):
+        report(
+            "keypoint outside the image",
+            f"expected keypoint {names[index]!r} in the image of height {height}, width {width}, got "
+            f"x {given[3 * index]}, y {given[3 * index + 1]}. It counts as not labelled.",
+        )
+    points[~(labelled & inside)] = 0
+    points[:, :2] = np.minimum(points[:, :2], [width, height])
+    return points
+
+
+def _keypoints_problem(given, names):
+    """None, or the kind and the words of what makes the list unusable as a whole."""
+    if not names:
+        what = "expected no keypoints, because the category names none; give the category its `keypoints`"
+        return "keypoints of a category without", what
+    if not isinstance(given, list) or len(given) != 3 * len(names):
+        came = f"{len(given)} numbers" if isinstance(given, list) else _short(given)
+        what = f"expected keypoints as a list of 3 x {len(names)} numbers [x1, y1, v1, ...], got {came}"
+        return "bad keypoints", what
+    if not all(_is_number(value) and math.isfinite(value) for value in given):
+        return "bad keypoints", f"expected finite numbers as keypoints, got {_short(given)}"
+    strange = sorted(set(given[2::3]) - {0, 1, 2})
+    if strange:
+        what = f"expected 0, 1 or 2 as every third number of keypoints, got {_short(strange)}"
+        return "bad visibility of a keypoint", what
+    return None
+
+
 def _check_box(bbox, mask_box, height, width):
     """float32 `[4]`, clipped; `bbox`: COCO's [x, y, width, height], or absent: `mask_box` stands in."""
     if bbox is None or bbox == []:

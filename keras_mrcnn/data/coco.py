@@ -22,13 +22,14 @@ def load_coco(annotations, images, categories=None, invalid="skip", check_images
     either of `bbox` and `segmentation` may be missing; ids may have gaps; image ids may be strings, and "7"
     and 7 are the same image. An image without `file_name` but with `coco_url`, as in LVIS, is the file of
     that name in the folder of that name: "train2017/000000000030.jpg". Boxes that leave the image are clipped
-    to it. An image whose annotations are all left out stays, as an image without objects.
+    to it. An image whose annotations are all left out stays, as an image without objects. Keypoints are read
+    where the object's category names them (see `Category`); an object that has none is kept without.
 
     Args:
         annotations: path of the COCO json.
         images: folder that the `file_name`s of the json are relative to.
         categories: list of `Category`, those of a model, in the order of its class index; ids and names must
-            agree. None: those of the json, ordered by id.
+            agree, and the names of keypoints where both have any. None: those of the json, ordered by id.
         invalid: "skip": leave out what is broken and list it in `skipped`; "error": raise at the first.
         check_images: decode every image once. Otherwise the sizes in the json are believed.
 
@@ -85,6 +86,11 @@ def _is_id(value):
     )
 
 
+def _keypoints(category):
+    """Names of a category's keypoints; none of an object that only has an id and a name."""
+    return getattr(category, "keypoints", ())
+
+
 def _with_file_name(entry):
     """The entry of an image; LVIS names the file by its address only, .../train2017/000000000030.jpg."""
     if isinstance(entry, dict) and "file_name" not in entry and isinstance(entry.get("coco_url"), str):
@@ -115,6 +121,8 @@ class _Loader:
             self._compare_categories(own_categories, categories)
         positions = {(category.id, category.name): index for index, category in enumerate(categories)}
         class_index = {key: positions.get((own.id, own.name)) for key, own in own_categories.items()}
+        self.categories = categories
+        self.own_keypoints = {key: own.keypoints for key, own in own_categories.items()}
 
         entries = self._images(content["images"])
         of_image = self._group(content["annotations"], entries)
@@ -144,18 +152,29 @@ class _Loader:
                 raise ValueError(
                     f"{self.json_path}: category id {entry['id']} is there twice. Ids must be unique."
                 )
-            categories[_key(entry["id"])] = Category(entry["id"], str(entry["name"]))
+            try:
+                categories[_key(entry["id"])] = Category.from_dict(entry)
+            except ValueError as error:
+                raise ValueError(f"{self.json_path}: {error}") from error
         return categories
 
     def _compare_categories(self, own, model_categories):
-        names = {(category.id, category.name) for category in model_categories}
+        known = {(category.id, category.name): _keypoints(category) for category in model_categories}
         for category in own.values():
-            if (category.id, category.name) not in names:
-                known = ", ".join(f"{known.id} {known.name}" for known in model_categories)
+            names = known.get((category.id, category.name))
+            if names and category.keypoints and names != category.keypoints:
+                self.report(
+                    "keypoints unlike the model's",
+                    f"category {category.id} {category.name!r} must have the model's keypoints, in their "
+                    f"order: {', '.join(names)}. It has {', '.join(category.keypoints)}. Its objects are "
+                    "kept without keypoints.",
+                )
+            if names is None:
+                all_known = ", ".join(f"{known_id} {name}" for known_id, name in known)
                 self.report(
                     "category unknown to the model",
-                    f"category {category.id} {category.name!r} is not one of the model's ({known}). Give the "
-                    "json the model's ids and names, or build a model for these categories.",
+                    f"category {category.id} {category.name!r} is not one of the model's ({all_known}). Give "
+                    "the json the model's ids and names, or build a model for these categories.",
                 )
 
     def _images(self, entries):
@@ -196,7 +215,7 @@ class _Loader:
 
     def _record(self, image_id, path, height, width, annotations, class_index):
         """The record of one image; what is broken among its annotations is reported."""
-        boxes, classes, crowd, segmentations, ids, areas = [], [], [], [], [], []
+        boxes, classes, crowd, segmentations, ids, areas, points = [], [], [], [], [], [], []
         for position, annotation in annotations:
             identifier = annotation.get("id", position)
 
@@ -206,6 +225,8 @@ class _Loader:
             try:
                 class_id = self._class(annotation, class_index)
                 box, segmentation, area = checks.check_annotation(annotation, height, width, report)
+                names = self.own_keypoints[_key(annotation["category_id"])]
+                own_points = checks.check_keypoints(annotation, names, height, width, report)
             except checks.Broken as broken:
                 report(broken.kind, broken.what)
                 continue
@@ -215,6 +236,8 @@ class _Loader:
             segmentations.append(segmentation)
             ids.append(identifier)
             areas.append(area)
+            points.append(own_points if names == _keypoints(self.categories[class_id]) else own_points[:0])
+        keypoints, mirrored = self._padded(points, classes)
         return Record(
             image_id=image_id,
             path=path,
@@ -226,7 +249,22 @@ class _Loader:
             segmentations=segmentations,
             annotation_ids=ids,
             areas=np.array(areas, np.float32),
+            keypoints=keypoints,
+            mirrored=mirrored,
         )
+
+    def _padded(self, points, classes):
+        """Keypoints `[G, K, 3]` and partners `[G, K]` of the objects of an image; None without any names."""
+        most = max((len(_keypoints(category)) for category in self.categories), default=0)
+        if not most:
+            return None, None
+        keypoints = np.zeros((len(points), most, 3), np.float32)
+        mirrored = np.tile(np.arange(most, dtype=np.int32), (len(points), 1))
+        for index, (own, class_id) in enumerate(zip(points, classes, strict=True)):
+            keypoints[index, : len(own)] = own
+            if len(own):
+                mirrored[index, : len(own)] = self.categories[class_id].mirrored()
+        return keypoints, mirrored
 
     def _class(self, annotation, class_index):
         category_id = annotation.get("category_id")

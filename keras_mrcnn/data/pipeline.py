@@ -8,7 +8,9 @@ least 1), H and W the common size (multiples of 32), M the side of a mask crop.
     targets = {"boxes": float32 [B, G, 4] (x1, y1, x2, y2), pixels of the network frame,
                "classes": int32 [B, G], "valid": bool [B, G], False for padding,
                "masks": uint8 [B, G, M, M] 0 or 1, crops of the boxes,
-               "has_mask": bool [B, G], False where an object has a box only}
+               "has_mask": bool [B, G], False where an object has a box only,
+               "keypoints": float32 [B, G, K, 3] (x, y, v), pixels of the network frame; v 0: not labelled;
+                            only where the records have keypoints}
 """
 
 import itertools
@@ -43,7 +45,7 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
         `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size).
 
     Raises:
-        ValueError: No record has an object to learn from.
+        ValueError: No record has an object to learn from, or records differ in their number of keypoints.
     """
     records = trainable(records)
     if not records:
@@ -90,7 +92,7 @@ def evaluation_dataset(records, data_config, input_config):
         `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size).
 
     Raises:
-        ValueError: `records` is empty.
+        ValueError: `records` is empty, or records differ in their number of keypoints.
     """
     if not records:
         raise ValueError("`records` must hold at least one image. Received none.")
@@ -132,30 +134,34 @@ def epoch_order(wide, batch_size, seed, epoch):
 def _batches(records, order, transform, batch_size):
     """Maps an order of record indices to padded batches; `transform(example, *order element)` augments."""
     paths = tf.constant([record.path for record in records])
+    most = _most_keypoints(records)
 
     def load(*element):
         index = element[0]
+        types = {"boxes": tf.float32, "classes": tf.int32, "masks": tf.uint8, "has_mask": tf.bool}
+        types |= {"size": tf.int32, "keypoints": tf.float32, "mirrored": tf.int32}
         objects = tf.numpy_function(
-            lambda i: _objects(records[i]),
-            [index],
-            [tf.float32, tf.int32, tf.uint8, tf.bool, tf.int32],
-            stateful=False,
+            lambda i: _objects(records[i], most), [index], list(types.values()), stateful=False
         )
-        boxes, classes, crops, has_mask, size = objects
+        objects = dict(zip(types, objects, strict=True))
         image = images.decode(tf.io.read_file(paths[index]))
         message = (
             "The size of an image is not that of its record: load the data set again with check_images=True."
         )
-        check = tf.debugging.assert_equal(tf.shape(image)[:2], size, message=message, summarize=2)
+        check = tf.debugging.assert_equal(tf.shape(image)[:2], objects["size"], message=message, summarize=2)
         with tf.control_dependencies([check]):
             image = tf.identity(image)
         example = {
             "image": image,
-            "boxes": tf.ensure_shape(boxes, [None, 4]),
-            "masks": tf.ensure_shape(crops, [None, masks.CROP_SIZE, masks.CROP_SIZE]),
+            "boxes": tf.ensure_shape(objects["boxes"], [None, 4]),
+            "masks": tf.ensure_shape(objects["masks"], [None, masks.CROP_SIZE, masks.CROP_SIZE]),
         }
+        if most:
+            example["keypoints"] = tf.ensure_shape(objects["keypoints"], [None, most, 3])
+            example["mirrored"] = tf.ensure_shape(objects["mirrored"], [None, most])
         example = transform(example, *element)
-        return _pack(example, tf.ensure_shape(classes, [None]), tf.ensure_shape(has_mask, [None]))
+        classes, has_mask = (tf.ensure_shape(objects[name], [None]) for name in ("classes", "has_mask"))
+        return _pack(example, classes, has_mask)
 
     batches = order.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = batches.padded_batch(batch_size)  # with 0 and False
@@ -174,17 +180,35 @@ def _pack(example, classes, has_mask):
         "masks": example["masks"],
         "has_mask": has_mask,
     }
+    if "keypoints" in example:
+        targets["keypoints"] = example["keypoints"]
     missing = tf.maximum(1 - tf.shape(classes)[0], 0)
     for name, value in targets.items():
         targets[name] = tf.pad(value, [[0, missing]] + [[0, 0]] * (value.shape.rank - 1))
     return inputs, targets
 
 
-def _objects(record):
-    """Boxes, classes, mask crops and has_mask of the objects that are no crowds, and the image's size."""
+def _most_keypoints(records):
+    """K of records with keypoints, 0 when none has any."""
+    numbers = {record.keypoints.shape[1] for record in records if record.keypoints is not None}
+    if len(numbers) > 1:
+        raise ValueError(
+            "`records` must be of one data set, or of data sets that were loaded with the same categories. "
+            f"Received: records with {', '.join(map(str, sorted(numbers)))} keypoints"
+        )
+    return max(numbers, default=0)
+
+
+def _objects(record, most_keypoints):
+    """What `_batches` needs of the objects that are no crowds, in its order; and the image's size."""
     chosen = np.flatnonzero(~record.crowd)
     crops = np.zeros((len(chosen), masks.CROP_SIZE, masks.CROP_SIZE), np.uint8)
     for crop, index in zip(crops, chosen, strict=True):
         crop[:] = masks.object_crop(record.segmentations[index], record.boxes[index])
     size = np.array([record.height, record.width], np.int32)
-    return record.boxes[chosen], record.classes[chosen], crops, crops.any(axis=(1, 2)), size
+    keypoints = np.zeros((len(chosen), most_keypoints, 3), np.float32)
+    mirrored = np.tile(np.arange(most_keypoints, dtype=np.int32), (len(chosen), 1))
+    if record.keypoints is not None:
+        keypoints, mirrored = record.keypoints[chosen], record.mirrored[chosen]
+    has_mask = crops.any(axis=(1, 2))
+    return record.boxes[chosen], record.classes[chosen], crops, has_mask, size, keypoints, mirrored

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Category:
-    """A category under the data set's own id."""
-
-    id: int
-    name: str
+from keras_mrcnn.data.categories import Category
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,10 @@ class Record:
             `counts` as list, str or bytes), or None for an object with a box only.
         annotation_ids: list of G; the position in the json for an annotation without an id.
         areas: float32 `[G]`, pixels; as the json gives them, else computed from the segmentation or the box.
+        keypoints: float32 `[G, K, 3]`, (x, y, v), pixels where pixel i covers [i, i + 1], so COCO's x + 0.5;
+            v 0: not labelled, x and y are 0; 1: labelled and hidden; 2: seen. K is the most of a category,
+            the rest is not labelled. None in a data set whose categories have no keypoints.
+        mirrored: int32 `[G, K]`, the place of each keypoint's partner in a mirror image; None as keypoints.
     """
 
     image_id: int | str
@@ -58,6 +56,8 @@ class Record:
     segmentations: list
     annotation_ids: list
     areas: np.ndarray
+    keypoints: np.ndarray | None = None
+    mirrored: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,10 @@ class CocoDataset:
             f"in {len(self.categories)} categories ({per_category}), {box_only} of them with a box only; "
             f"{crowds} crowd regions. Left out: {len(self.skipped)}."
         ]
+        with_points = [record for record in self.records if record.keypoints is not None]
+        if with_points:
+            labelled = np.concatenate([r.keypoints[~r.crowd, :, 2] > 0 for r in with_points])
+            lines.append(f"{labelled.any(axis=1).sum()} objects have keypoints, {labelled.sum()} in all.")
         by_kind = collections.defaultdict(list)
         for problem in self.skipped:
             by_kind[problem.kind].append(problem)

@@ -3,12 +3,9 @@
 The masks are exact: what a later shape covers belongs to the later shape.
 """
 
-import json
-import os
-
 import numpy as np
-import tensorflow as tf
-from pycocotools import mask as coco_mask
+
+from keras_mrcnn.data.made_up import annotation, write_data_set
 
 NAMES = ("circle", "triangle", "square")  # category ids 1, 2, 3
 SMALLEST_VISIBLE = 0.3  # share of a shape's pixels; a new shape that would hide more of another is not drawn
@@ -37,41 +34,13 @@ def make_shapes(folder, images=200, val_images=50, size=(96, 96), max_objects=5,
             "`size` must be at least (16, 16) pixels and `max_objects` at least 1. "
             f"Received: size={size}, max_objects={max_objects}"
         )
-    image_folder, json_folder = os.path.join(folder, "images"), os.path.join(folder, "annotations")
-    os.makedirs(image_folder, exist_ok=True)
-    os.makedirs(json_folder, exist_ok=True)
-    paths = {}
-    for split, (name, count) in enumerate((("train", images), ("val", val_images))):
-        content = {"images": [], "annotations": []}
-        content["categories"] = [{"id": index + 1, "name": shape} for index, shape in enumerate(NAMES)]
-        for number in range(count):
-            pixels, objects = draw_image(size, max_objects, np.random.default_rng([seed, split, number]))
-            file_name = f"{name}_{number:05d}.png"
-            tf.io.write_file(os.path.join(image_folder, file_name), tf.io.encode_png(pixels))
-            entry = {"id": number + 1, "file_name": file_name, "height": size[0], "width": size[1]}
-            content["images"].append(entry)
-            for category, mask in objects:
-                content["annotations"].append(
-                    _annotation(mask, category, number + 1, len(content["annotations"]) + 1)
-                )
-        paths[f"{name}_annotations"] = os.path.join(json_folder, f"instances_{name}.json")
-        paths[f"{name}_images"] = image_folder
-        with open(paths[f"{name}_annotations"], "w", encoding="utf-8") as file:
-            json.dump(content, file)
-    return paths
+    categories = [{"id": index + 1, "name": shape} for index, shape in enumerate(NAMES)]
 
+    def draw(random):
+        pixels, objects = draw_image(size, max_objects, random)
+        return pixels, [annotation(mask, category) for category, mask in objects]
 
-def _annotation(mask, category, image_id, annotation_id):
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": category,
-        "iscrowd": 0,
-        "area": float(coco_mask.area(rle)),
-        "bbox": [float(value) for value in coco_mask.toBbox(rle)],
-        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-    }
+    return write_data_set(folder, {"train": images, "val": val_images}, categories, draw, seed)
 
 
 def draw_image(size, max_objects, random):

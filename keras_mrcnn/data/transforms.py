@@ -1,8 +1,9 @@
-"""Geometric augmentation: image, boxes and mask crops move together.
+"""Geometric augmentation: image, boxes, mask crops and keypoints move together.
 
 An example is a dict: `image` uint8 [H, W, 3]; `boxes` float32 [G, 4], (x1, y1, x2, y2), pixels of that image;
-`masks` uint8 [G, M, M], crops of the boxes. Every function is pure TensorFlow and returns a new dict; entries
-that do not depend on geometry pass through.
+`masks` uint8 [G, M, M], crops of the boxes; and, where objects have keypoints, `keypoints` float32 [G, K, 3],
+(x, y, v), pixels, and `mirrored` int32 [G, K], the partner of each in a mirror image. Every function is pure
+TensorFlow and returns a new dict; entries that do not depend on geometry pass through.
 """
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ from keras_mrcnn.data import images
 
 
 def horizontal_flip(example):
-    """Mirrors left and right: x becomes W - x."""
+    """Mirrors left and right: x becomes W - x; left and right keypoints change places."""
     width = tf.cast(tf.shape(example["image"])[1], tf.float32)
     x1, y1, x2, y2 = tf.unstack(example["boxes"], axis=-1)
     return {
@@ -19,11 +20,12 @@ def horizontal_flip(example):
         "image": tf.reverse(example["image"], axis=[1]),
         "boxes": tf.stack([width - x2, y1, width - x1, y2], axis=-1),
         "masks": tf.reverse(example["masks"], axis=[2]),
+        **_points(example, lambda x, y: (width - x, y), mirror=True),
     }
 
 
 def vertical_flip(example):
-    """Mirrors top and bottom: y becomes H - y."""
+    """Mirrors top and bottom: y becomes H - y; left and right keypoints change places here too."""
     height = tf.cast(tf.shape(example["image"])[0], tf.float32)
     x1, y1, x2, y2 = tf.unstack(example["boxes"], axis=-1)
     return {
@@ -31,7 +33,23 @@ def vertical_flip(example):
         "image": tf.reverse(example["image"], axis=[0]),
         "boxes": tf.stack([x1, height - y2, x2, height - y1], axis=-1),
         "masks": tf.reverse(example["masks"], axis=[1]),
+        **_points(example, lambda x, y: (x, height - y), mirror=True),
     }
+
+
+def _points(example, move, mirror=False):
+    """The keypoints, if there are any, after `move(x, y)`; those that are not labelled stay (0, 0, 0).
+
+    In a mirror image, about either axis, a left hand looks like a right one: partners change their places.
+    """
+    if "keypoints" not in example:
+        return {}
+    points = example["keypoints"]
+    if mirror:
+        points = tf.gather(points, example["mirrored"], batch_dims=1)
+    x, y, visibility = tf.unstack(points, axis=-1)
+    moved = tf.stack([*move(x, y), visibility], axis=-1)
+    return {"keypoints": tf.where(visibility[..., None] > 0, moved, 0.0)}
 
 
 def resize(example, short_edge, long_edge, rule="pillow"):
@@ -52,6 +70,7 @@ def resize(example, short_edge, long_edge, rule="pillow"):
         **example,
         "image": images.resize(example["image"], size, rule),
         "boxes": example["boxes"] * tf.stack([x_scale, y_scale, x_scale, y_scale]),
+        **_points(example, lambda x, y: (x * x_scale, y * y_scale)),
     }
 
 

@@ -44,18 +44,21 @@ def load(backend, dataset):
     return coco
 
 
-def match(backend, truth, found, iou_type, max_detections):
-    """Precision and recall of all categories.
+def match(backend, truth, found, iou_type, max_detections, category=None, sigmas=None):
+    """Precision and recall of all categories, or of one.
 
     Args:
         backend: "pycocotools" or "hotcoco".
         truth, found: what `load` gave.
-        iou_type: "bbox" or "segm".
+        iou_type: "bbox", "segm" or "keypoints".
         max_detections: ascending list of M limits, per image and category.
+        category: id of the only category to look at, or None.
+        sigmas: float64 `[K]` of that category's keypoints, for "keypoints".
 
     Returns:
-        Tuple of float64 arrays: precision `[10 IoU thresholds, 101 recall points, categories, 4 areas
-        (all, small, medium, large), M]` and recall `[10, categories, 4, M]`; -1 where no true object is.
+        Tuple of float64 arrays: precision `[10 IoU thresholds, 101 recall points, categories, areas, M]` and
+        recall `[10, categories, areas, M]`; -1 where no true object is. There are 4 areas (all, small,
+        medium, large), and 3 (all, medium, large) of keypoints.
     """
     if backend == "hotcoco":
         import hotcoco
@@ -64,7 +67,17 @@ def match(backend, truth, found, iou_type, max_detections):
     else:
         evaluation = COCOeval(truth, found, iou_type)
     evaluation.params.maxDets = max_detections
+    if category is not None:
+        evaluation.params.catIds = [category]
+    if sigmas is not None:
+        evaluation.params.kpt_oks_sigmas = np.asarray(sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def mean(values):
+    """Mean of the entries of `match`'s arrays that exist; NaN where no true object is."""
+    values = values[values > -1]
+    return float(np.mean(values)) if values.size else float("nan")

@@ -7,8 +7,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from keras_mrcnn.evaluation import backends
+from keras_mrcnn.evaluation import keypoints as keypoint_scores
 
-IOU_TYPES = ("bbox", "segm")
+IOU_TYPES = ("bbox", "segm", "keypoints")
 # of true boxes, in pixels: gives back the annotated numbers from float32 corners, on which the equality
 # of an IoU with a threshold can depend
 _DECIMALS = 3
@@ -20,18 +21,22 @@ class CocoEvaluator:
 
     An image that is never added counts as one without detections; to score a subset of a dataset, give
     only its records. Crowds are ignored regions: any number of detections may lie on them. True objects
-    without a mask are, in the "segm" score, ignored regions of the shape of their box.
+    without a mask are, in the "segm" score, ignored regions of the shape of their box; those without a
+    labelled keypoint are ignored in the "keypoints" score, and so are categories without keypoints.
 
     Args:
         records: the images with their true objects, a list or an object with `.records` (and
             `.categories`). Each has `image_id` (of any hashable type), `height`, `width`, `boxes` `[G, 4]`
             (x1, y1, x2, y2), `classes` `[G]` (index into `categories`), `crowd` `[G]`, `areas` `[G]`
-            (pixels, they decide small, medium and large) and `segmentations` (polygons, RLE or None).
-        categories: objects with `.id` (any, with any gaps) and `.name`, in the order of the records'
-            class indices; None takes those of `records`.
-        max_detections: how many detections count, the best first, per image and category.
-        iou_types: "bbox", "segm" or both.
+            (pixels, they decide small, medium and large), `segmentations` (polygons, RLE or None) and, for
+            "keypoints", `keypoints` `[G, K, 3]` (x, y, v) or None.
+        categories: objects with `.id` (any, with any gaps), `.name` and, for "keypoints", `.keypoints`
+            (their names), in the order of the records' class indices; None takes those of `records`.
+        max_detections: how many detections count, the best first, per image and category. Of keypoints
+            always 20, as COCO has it.
+        iou_types: any of "bbox", "segm", "keypoints" (where the OKS takes the place of the IoU).
         backend: "pycocotools", "hotcoco" (the same numbers, faster), or "auto": hotcoco if installed.
+        sigmas: of the keypoints, see `keypoints.category_sigmas`; None: COCO's for COCO's persons.
 
     Example:
 
@@ -41,7 +46,15 @@ class CocoEvaluator:
     >>> evaluator.result()["segm"]["AP50"]
     """
 
-    def __init__(self, records, categories=None, max_detections=100, iou_types=IOU_TYPES, backend="auto"):
+    def __init__(
+        self,
+        records,
+        categories=None,
+        max_detections=100,
+        iou_types=("bbox", "segm"),
+        backend="auto",
+        sigmas=None,
+    ):
         own_categories = getattr(records, "categories", None)
         self.records = _in_order(getattr(records, "records", records))
         self.categories = list(own_categories if categories is None else categories)
@@ -49,6 +62,8 @@ class CocoEvaluator:
         self.iou_types = (iou_types,) if isinstance(iou_types, str) else tuple(iou_types)
         self.backend = backends.choose(backend)
         self._check(own_categories)
+        if "keypoints" in self.iou_types:
+            self.sigmas = keypoint_scores.category_sigmas(self.categories, sigmas)
         # both programs need integer ids, and pycocotools takes the id 0 for "no match": count from 1
         self._record_of = {record.image_id: (n, record) for n, record in enumerate(self.records, 1)}
         if len(self._record_of) < len(self.records):
@@ -107,12 +122,13 @@ class CocoEvaluator:
 
         Args:
             results: list of dict with `image_id`, `category_id`, `score`, `bbox` (x, y, width, height)
-                and, for "segm", `segmentation` (RLE or polygons). Without `bbox` the box of the
-                segmentation is taken.
+                and, for "segm", `segmentation` (RLE or polygons), for "keypoints" and a category that has
+                any, `keypoints` (x, y, v, ... with pixel indices; v does not matter). Without `bbox` the
+                box of the segmentation is taken.
 
         Raises:
-            ValueError: an image id or category id is not of this evaluation, or a mask is missing or not
-                of the image's size. Nothing is added then.
+            ValueError: an image id or category id is not of this evaluation, a mask is missing or not
+                of the image's size, or keypoints are missing. Nothing is added then.
         """
         found = {iou_type: [] for iou_type in self.iou_types}
         for result in results:
@@ -128,6 +144,11 @@ class CocoEvaluator:
                 "score": float(result["score"]),
                 "iscrowd": 0,
             }
+            if "keypoints" in found and self.sigmas[common["category_id"] - 1] is not None:
+                count = len(self.sigmas[common["category_id"] - 1])
+                found["keypoints"].append({**common, **keypoint_scores.result_row(result, count)})
+            if not {"bbox", "segm"} & set(found):
+                continue
             mask = _result_mask(result, record) if "segm" in found or "bbox" not in result else None
             box = result["bbox"] if "bbox" in result else coco_mask.toBbox(mask)
             box = [float(value) for value in box]
@@ -146,11 +167,11 @@ class CocoEvaluator:
             dict with an entry for each of `iou_types`, a dict of twelve floats in 0..1: `AP` (mean over
             IoU 0.50 to 0.95), `AP50`, `AP75`, `APs`, `APm`, `APl` (small, medium, large objects), `AR1`,
             `AR10` (recall with at most 1 and 10 detections per image and category), `AR`, `ARs`, `ARm`,
-            `ARl` (with at most `max_detections`, as the AP). And `per_class`: for each category's name a
+            `ARl` (with at most `max_detections`, as the AP). Of keypoints ten: `AP`, `AP50`, `AP75`, `APm`,
+            `APl`, `AR`, `AR50`, `AR75`, `ARm`, `ARl`. And `per_class`: for each category's name a
             dict of `category_id`, `objects` (number of true objects, without crowds) and, for each of
             `iou_types`, a dict of `AP` and `AP50`. NaN where there is no true object to find.
         """
-        limits = sorted({1, 10, self.max_detections})
         result = {}
         per_class = self._class_rows()
         for iou_type in self.iou_types:
@@ -158,14 +179,36 @@ class CocoEvaluator:
                 self._truths[iou_type] = backends.load(self.backend, self._truth(iou_type))
             rows = [{**row, "id": n} for n, row in enumerate(self._found[iou_type], 1)]
             found = backends.load(self.backend, self._dataset(rows))
-            precision, recall = backends.match(self.backend, self._truths[iou_type], found, iou_type, limits)
-            result[iou_type] = _summary(precision, recall, limits, self.max_detections)
-            last = limits.index(self.max_detections)
+            if iou_type == "keypoints":
+                precision, recall = self._match_keypoints(found)
+                result[iou_type] = keypoint_scores.summary(precision, recall)
+            else:
+                limits = sorted({1, 10, self.max_detections})
+                precision, recall = backends.match(
+                    self.backend, self._truths[iou_type], found, iou_type, limits
+                )
+                result[iou_type] = _summary(precision, recall, limits, self.max_detections)
+                precision = precision[..., limits.index(self.max_detections)]
             for index, row in enumerate(per_class.values()):
-                of_class = precision[:, :, index, 0, last]
-                row[iou_type] = {"AP": _mean(of_class), "AP50": _mean(of_class[0])}
+                of_class = precision[:, :, index, 0]
+                row[iou_type] = {"AP": backends.mean(of_class), "AP50": backends.mean(of_class[0])}
         result["per_class"] = per_class
         return result
+
+    def _match_keypoints(self, found):
+        """Precision `[10, 101, categories, 3 areas]` and recall `[10, categories, 3]`, one by one."""
+        limits = [keypoint_scores.MAX_DETECTIONS]
+        precision, recall = [], []
+        for category, sigmas in enumerate(self.sigmas, 1):
+            if sigmas is None:
+                precision.append(np.full((10, 101, 1, 3), -1.0))
+                recall.append(np.full((10, 1, 3), -1.0))
+                continue
+            truth = self._truths["keypoints"]
+            of_one = backends.match(self.backend, truth, found, "keypoints", limits, category, sigmas)
+            precision.append(of_one[0][..., 0])
+            recall.append(of_one[1][..., 0])
+        return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)
 
     def _record(self, image_id):
         if image_id not in self._record_of:
@@ -214,6 +257,14 @@ class CocoEvaluator:
                         row["iscrowd"] = 1
                         segmentation = [[x1, y1, x1, y2, x2, y2, x2, y1]]
                     row["segmentation"] = _rle(segmentation, record.height, record.width)
+                if iou_type == "keypoints":
+                    sigmas = self.sigmas[record.classes[index]]
+                    if sigmas is None:
+                        continue
+                    points = np.zeros((len(sigmas), 3))
+                    if record.keypoints is not None:
+                        points = record.keypoints[index, : len(sigmas)]
+                    row |= keypoint_scores.truth_row(points)
                 rows.append(row)
         return self._dataset(rows)
 
@@ -256,18 +307,12 @@ def _summary(precision, recall, limits, max_detections):
     last = limits.index(max_detections)
     summary = {}
     for suffix, area in _AREAS.items():
-        summary["AP" + suffix] = _mean(precision[:, :, :, area, last])
+        summary["AP" + suffix] = backends.mean(precision[:, :, :, area, last])
         if not suffix:
-            summary["AP50"] = _mean(precision[0, :, :, area, last])
-            summary["AP75"] = _mean(precision[5, :, :, area, last])
+            summary["AP50"] = backends.mean(precision[0, :, :, area, last])
+            summary["AP75"] = backends.mean(precision[5, :, :, area, last])
     for limit in (1, 10):
-        summary[f"AR{limit}"] = _mean(recall[:, :, 0, limits.index(limit)])
+        summary[f"AR{limit}"] = backends.mean(recall[:, :, 0, limits.index(limit)])
     for suffix, area in _AREAS.items():
-        summary["AR" + suffix] = _mean(recall[:, :, area, last])
+        summary["AR" + suffix] = backends.mean(recall[:, :, area, last])
     return summary
-
-
-def _mean(values):
-    """Mean over what exists; -1 marks the settings without a true object."""
-    values = values[values > -1]
-    return float(np.mean(values)) if values.size else float("nan")

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from keras_mrcnn.evaluation import backends
 from keras_mrcnn.evaluation.checks import with_finite_scores
-from keras_mrcnn.evaluation.coco import IOU_TYPES, CocoEvaluator
+from keras_mrcnn.evaluation.coco import CocoEvaluator
 
 _AREAS = {"": 0, "s": 1, "m": 2, "l": 3}  # all, under 32^2, 32^2 to 96^2, over 96^2 pixels
 _FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
@@ -48,7 +48,13 @@ class LvisEvaluator(CocoEvaluator):
     """
 
     def __init__(
-        self, records, annotations, categories=None, max_detections=300, iou_types=IOU_TYPES, backend="auto"
+        self,
+        records,
+        annotations,
+        categories=None,
+        max_detections=300,
+        iou_types=("bbox", "segm"),
+        backend="auto",
     ):
         super().__init__(records, categories, max_detections, iou_types, backend)
         if not isinstance(annotations, dict):

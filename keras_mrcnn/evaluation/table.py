@@ -19,9 +19,10 @@ def format_table(result, per_class=True):
         str of several lines, without a final line break.
     """
     iou_types = [iou_type for iou_type in IOU_TYPES if iou_type in result]
-    columns = [key for key in _COLUMNS if key in result[iou_types[0]]]
+    columns = [key for key in _COLUMNS if any(key in result[iou_type] for iou_type in iou_types)]
     rows = [["%", *columns]]
-    rows += [[iou_type, *(_percent(result[iou_type][key]) for key in columns)] for iou_type in iou_types]
+    for iou_type in iou_types:  # keypoints have no APs
+        rows.append([iou_type, *(_percent(result[iou_type].get(key, math.nan)) for key in columns)])
     text = _align(rows)
     if per_class and result["per_class"]:
         keys = [key for key in _CLASS_COLUMNS if key in columns]

@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from keras_mrcnn.evaluation.checks import with_finite_scores
-from keras_mrcnn.evaluation.coco import IOU_TYPES, CocoEvaluator
+from keras_mrcnn.evaluation.coco import CocoEvaluator
 
 THRESHOLD = 0.5
 RULES = ("2010", "2007")
@@ -48,7 +48,7 @@ class VocEvaluator(CocoEvaluator):
     >>> evaluator.result()["bbox"]["AP50"]
     """
 
-    def __init__(self, records, categories=None, iou_types=IOU_TYPES, rule="2010"):
+    def __init__(self, records, categories=None, iou_types=("bbox", "segm"), rule="2010"):
         super().__init__(records, categories, iou_types=iou_types, backend="pycocotools")
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {RULES}. Received: rule={rule!r}")

@@ -68,8 +68,8 @@ def roi_align(
 
     Raises:
         ValueError: an unknown operation or reduction, or the average of `pool`.
-        tf.errors.InvalidArgumentError: an image that is not in the batch, on a CPU. On a GPU, where nothing
-            waits for what the tensors hold, its region is 0.
+        tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError: an image that is not in the batch, on a
+            CPU. On a GPU, where nothing waits for what the tensors hold, its region is 0.
     """
     pooling = _pooling(output_size, sampling_ratio, aligned, operation, reduction)
     compiled = _compiled([features], boxes, batch_indices, [scale], pooling)

@@ -89,6 +89,7 @@ def pool_regions(features, images, axis, bins, reduction):
                 shares = _shares(_read(features, images[region], rows, columns), upstream[region], reduction)
                 return region + 1, _scatter(sums, shares, images[region], rows, columns, shape)
 
+            upstream = tf.cast(tf.convert_to_tensor(upstream), tf.float32)  # which may be of tf.gather
             sums = tf.zeros([shape[0] * shape[1] * shape[2], shape[3]])
             _, sums = tf.while_loop(lambda region, _: region < count, add, (0, sums))
             return tf.cast(tf.reshape(sums, shape), features.dtype)
@@ -132,7 +133,7 @@ def _reduced(samples_and_present, reduction):
 def _shares(samples_and_present, upstream, reduction):
     """The part of each bin's gradient `[rows, columns, C]` that each of its samples gets."""
     samples, present = samples_and_present
-    upstream = tf.cast(upstream, tf.float32)[:, tf.newaxis, :, tf.newaxis]
+    upstream = upstream[:, tf.newaxis, :, tf.newaxis]
     n, m = tf.shape(samples)[1], tf.shape(samples)[3]
     if reduction == "average":
         return tf.where(present, upstream / tf.cast(n * m, tf.float32), 0.0)

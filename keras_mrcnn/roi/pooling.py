@@ -40,7 +40,7 @@ class RoIPooling(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         self.supports_jit = False
         self.pool_size = pool_size
-        self.strides = strides
+        self.strides = list(strides)
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
         self.operation = operation

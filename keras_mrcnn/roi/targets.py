@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_mrcnn.geometry import boxes as box_ops
+from keras_mrcnn.geometry import keypoints as keypoint_ops
 from keras_mrcnn.ops import roi_align
 from keras_mrcnn.roi.pooling import take_valid
 
@@ -80,3 +81,31 @@ def crop_masks(crops, true_boxes, rois, mask_size, soft=False):
     rois = (rois + 0.5 * soft - corner) / ops.maximum(extent, 1e-3) * size + 1
     pooled = roi_align(crops, rois, ops.arange(ops.shape(crops)[0], dtype="int32"), mask_size, 1.0)
     return pooled[..., 0] if soft else ops.cast(pooled[..., 0] >= 0.5, "float32")
+
+
+def keypoint_targets(regions, targets, heatmap_size):
+    """Where the keypoints of the foreground regions lie (section 5).
+
+    Only regions with a labelled keypoint inside teach the keypoint head. Objects without labels, also those
+    of classes without keypoints, have none, and so add nothing to the loss.
+
+    Args:
+        regions: what `RoISampling` returns: boxes, matched, foreground, background.
+        targets: dictionary with keypoints `[B, G, K, 3]`, (x, y, v), pixels; v 0: not labelled.
+        heatmap_size: int, side of the heat maps.
+
+    Returns:
+        chosen: bool `[B, R]`, the regions to pool; indices: int32 `[F, K]`, row * heatmap_size + column;
+        valid: bool `[F, K]`, False where there is nothing to learn. F and its order are those of
+        `RoIPooling` on chosen.
+    """
+    boxes, matched, foreground, _ = regions
+    true = ops.take_along_axis(targets["keypoints"], matched[..., None, None], axis=1)  # [B, R, K, 3]
+    points = true.shape[2]
+    indices, valid = keypoint_ops.encode(
+        ops.reshape(true, [-1, points, 3]), ops.reshape(boxes, [-1, 4]), heatmap_size
+    )
+    shape = ops.shape(matched)[0], ops.shape(matched)[1], points
+    valid = ops.reshape(valid, shape)
+    chosen = foreground & ops.any(valid, axis=-1)
+    return chosen, take_valid(ops.reshape(indices, shape), chosen), take_valid(valid, chosen)

@@ -96,7 +96,7 @@ class CocoScores(keras.callbacks.Callback):
             write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
         for kind in self.evaluator.iou_types:
             for name in ("AP", "AP50", "AP75"):
-                logs[f"val_{kind}_{name}"] = scores[kind][name]
+                logs[f"val_{kind}_{name}"] = scores[kind].get(name, math.nan)
 
 
 class Checkpoints(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""ResNet: blocks against numpy, sizes of C2 to C5, what is frozen (NUMERICS sections 2 and 3)."""
+"""ResNet: numbers of parameters, sizes of C2 to C5, what is frozen (NUMERICS sections 2 and 3)."""
 
 import keras
 import numpy as np
@@ -6,64 +6,7 @@ import pytest
 
 from keras_mrcnn.backbones.resnet import ResNet
 from keras_mrcnn.conv_norm import ConvNorm
-from keras_mrcnn.residual import BasicBlock, Bottleneck
-
-
-def conv(images, layer, strides):
-    """Convolution and normalisation of a frozen `ConvNorm`, written out."""
-    kernel, gamma, beta, mean, variance = (weight.numpy().astype(np.float64) for weight in layer.weights)
-    size = kernel.shape[0]
-    half = size // 2
-    padded = np.pad(images, [(0, 0), (half, half), (half, half), (0, 0)])
-    height, width = (padded.shape[1] - size) // strides + 1, (padded.shape[2] - size) // strides + 1
-    output = np.zeros((len(images), height, width, kernel.shape[3]))
-    for i, j in np.ndindex(height, width):
-        window = padded[:, i * strides : i * strides + size, j * strides : j * strides + size]
-        output[:, i, j] = np.tensordot(window, kernel, 3)
-    return (output - mean) / np.sqrt(variance + 1e-5) * gamma + beta
-
-
-def randomise(layer, rng):
-    for weight in layer.weights:
-        value = rng.normal(0.1, 0.5, weight.shape)
-        weight.assign(np.abs(value) + 0.3 if "variance" in weight.name else value)
-
-
-def relu(values):
-    return np.maximum(values, 0)
-
-
-class TestBlocks:
-    IMAGES = np.random.default_rng(1).normal(size=(2, 7, 5, 8)).astype(np.float32)
-
-    def test_bottleneck_has_its_stride_in_the_3x3(self):
-        block = Bottleneck(width=3, strides=2, project=True)
-        block(self.IMAGES)
-        randomise(block, np.random.default_rng(2))
-        first, second, third = block.convs
-        hidden = relu(conv(self.IMAGES, first, 1))
-        hidden = relu(conv(hidden, second, 2))
-        expected = relu(conv(hidden, third, 1) + conv(self.IMAGES, block.shortcut, 2))
-        assert expected.shape == (2, 4, 3, 12) and (expected == 0).any()
-        np.testing.assert_allclose(block(self.IMAGES), expected, rtol=1e-4, atol=1e-4)
-
-    def test_bottleneck_adds_its_input_as_it_is(self):
-        block = Bottleneck(width=2)
-        block(self.IMAGES)
-        randomise(block, np.random.default_rng(3))
-        hidden = relu(conv(relu(conv(self.IMAGES, block.convs[0], 1)), block.convs[1], 1))
-        expected = relu(conv(hidden, block.convs[2], 1) + self.IMAGES)
-        np.testing.assert_allclose(block(self.IMAGES), expected, rtol=1e-4, atol=1e-4)
-        assert len(block.weights) == 3 * 5
-
-    def test_basic_block_has_its_stride_in_the_first(self):
-        block = BasicBlock(width=6, strides=2, project=True)
-        block(self.IMAGES)
-        randomise(block, np.random.default_rng(4))
-        hidden = relu(conv(self.IMAGES, block.convs[0], 2))
-        expected = relu(conv(hidden, block.convs[1], 1) + conv(self.IMAGES, block.shortcut, 2))
-        assert expected.shape == (2, 4, 3, 6)
-        np.testing.assert_allclose(block(self.IMAGES), expected, rtol=1e-4, atol=1e-4)
+from tests.test_residual import conv, relu
 
 
 class TestNetwork:
@@ -90,8 +33,28 @@ class TestNetwork:
         # 11,689,512 without 513,000 of the classifier, with 9,600 statistics
         assert network.count_params() == 11_689_512 - 513_000 + 9_600
 
+    @pytest.mark.parametrize(
+        "depth, parameters, statistics",
+        [
+            ("resnet152", 60_192_808, 151_424),
+            ("resnext101_32x8d", 88_791_336, 202_880),
+            ("resnext101_64x4d", 83_455_272, 202_880),
+        ],
+    )
+    def test_parameters_of_the_published_ones(self, depth, parameters, statistics):
+        """torchvision's number of parameters, without its classifier, with its running statistics."""
+        network = ResNet(depth)
+        network(keras.Input((None, None, 3)))
+        assert network.count_params() == parameters - 2_049_000 + statistics
+
     def test_blocks_of_the_deeper_ones(self):
-        for depth, blocks in {"resnet34": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}.items():
+        depths = {
+            "resnet34": (3, 4, 6, 3),
+            "resnet101": (3, 4, 23, 3),
+            "resnet152": (3, 8, 36, 3),
+            "resnext101_64x4d": (3, 4, 23, 3),
+        }
+        for depth, blocks in depths.items():
             network = ResNet(depth)
             stages = network.c2, network.c3, network.c4, network.c5
             assert tuple(map(len, stages)) == blocks
@@ -101,6 +64,71 @@ class TestNetwork:
     def test_an_unknown_depth_is_named(self):
         with pytest.raises(ValueError, match="resnet50.*'resnet42'"):
             ResNet("resnet42")
+
+    def test_an_unknown_stage_is_named(self):
+        with pytest.raises(ValueError, match="2, 3, 4 or 5.*last_stage=6"):
+            ResNet(last_stage=6)
+
+    def test_any_number_of_channels(self):
+        network = ResNet("resnet18")
+        assert network(np.zeros([1, 33, 31, 5], np.float32))[3].shape == (1, 2, 1, 512)
+        assert network.stem.kernel.shape == (7, 7, 5, 64)
+
+    def test_it_ends_with_c4(self):
+        whole, part = (ResNet("resnet18", last_stage=last, name="backbone") for last in (5, 4))
+        images = np.random.default_rng(0).normal(size=(1, 65, 40, 3)).astype(np.float32)
+        expected = whole(images)[:3]
+        assert [features.shape for features in part(images)] == [features.shape for features in expected]
+        assert {weight.path for weight in whole.weights} - {weight.path for weight in part.weights} == {
+            weight.path for block in whole.c5 for weight in block.weights
+        }
+        part.set_weights(whole.get_weights()[: len(part.weights)])
+        for found, wanted in zip(part(images), expected):
+            np.testing.assert_array_equal(found, wanted)
+
+    @pytest.mark.parametrize("depth, groups, width", [("32x8d", 32, 8), ("64x4d", 64, 4)])
+    def test_resnext_is_the_table_of_its_paper(self, depth, groups, width):
+        network = ResNet(f"resnext101_{depth}", blocks=[1, 1, 1, 1])
+        maps = network(keras.Input((None, None, 3)))
+        assert [features.shape[-1] for features in maps] == [256, 512, 1024, 2048]
+        for scale, stage in zip((1, 2, 4, 8), (network.c2, network.c3, network.c4, network.c5)):
+            first, second, third = stage[0].convs
+            assert first.filters == second.filters == groups * width * scale
+            assert second.kernel.shape == (3, 3, width * scale, groups * width * scale)
+            assert third.filters == 256 * scale
+            assert (first.strides, second.strides) == (1, 1 if scale == 1 else 2)  # in the 3x3
+
+
+class TestDilated:
+    def test_sizes_and_variables(self):
+        images = np.zeros([1, 65, 97, 3], np.float32)
+        dilated, plain = (ResNet("resnet18", dilated=dilated, name="backbone") for dilated in (True, False))
+        shapes = [features.shape for features in dilated(images)]
+        assert shapes[:3] == [features.shape for features in plain(images)[:3]]
+        assert shapes[3] == (1, 5, 7, 512)
+        assert [weight.path for weight in dilated.weights] == [weight.path for weight in plain.weights]
+
+    def test_every_block_of_stage_5_sees_twice_as_far(self):
+        """A bright pixel of C4 reaches two pixels for each 3x3 convolution of C5, in even steps."""
+        network = ResNet("resnet50", dilated=True, blocks=[1, 1, 1, 2])
+        network(np.zeros([1, 32, 32, 3], np.float32))
+        features = np.zeros([1, 13, 13, 1024], np.float32)
+        dark = features.copy()
+        features[0, 6, 6] = np.random.default_rng(0).normal(size=1024)
+        for block, reach in zip(network.c5, (2, 4)):
+            features, dark = (block(one, dilation=2).numpy() for one in (features, dark))
+            rows = np.abs(features - dark).max((0, 2, 3)) > 0
+            assert rows.nonzero()[0].tolist() == list(range(6 - reach, 7 + reach, 2))
+
+    def test_the_call_dilates_stage_5_only(self):
+        """Against the blocks one by one."""
+        network = ResNet("resnet50", dilated=True, blocks=[1, 1, 1, 2])
+        images = np.random.default_rng(0).normal(size=(1, 70, 90, 3)).astype(np.float32)
+        c2, c3, c4, c5 = network(images)
+        np.testing.assert_array_equal(c4, network.c4[0](c3))
+        expected = network.c5[1](network.c5[0](c4, dilation=2), dilation=2)
+        assert np.abs(expected - network.c5[1](network.c5[0](c4, dilation=2))).max() > 1e-3
+        np.testing.assert_array_equal(c5, expected)
 
     def test_the_walk_goes_through_every_stage_once(self):
         """Zero residuals leave C2 = pooled stem; each later stage is its own shortcuts."""

@@ -67,7 +67,8 @@ def test_equals_the_stock_operations(library, ratio, aligned):
     output_gradient = gradient_for(rng, settings, features, boxes)
     with tf.GradientTape() as tape:
         pyramid = [tf.Variable(map_) for map_ in features]
-        stock = multilevel_roi_align(pyramid, tf.constant(boxes), tf.constant(images), 7, ratio, aligned)
+        regions = tf.constant(boxes), tf.constant(images)
+        stock = multilevel_roi_align(pyramid, *regions, 7, [4, 8, 16, 32], ratio, aligned)
     gradients = tape.gradient(stock, pyramid, output_gradients=tf.constant(output_gradient))
     if aligned and ratio:  # a reversed box too: its samples run backwards
         assert np.abs(stock[0]).max() > 0

@@ -240,6 +240,63 @@ class TestExtremes:
         assert (batch[0]["images"][0, ..., 0] == batch[0]["images"][0, ..., 2]).all()
 
 
+class TestKeypoints:
+    CATEGORIES = [
+        {"id": 3, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"]},
+        {"id": 4, "name": "nut"},
+    ]
+
+    def records(self, coco_folder, categories=CATEGORIES):
+        """Three images of 32 x 64: a person and a nut, a person without labels, a crowd and a nut."""
+        names = {f"{i}.png": (32, 64) for i in range(3)}
+        images = [{"id": i, "file_name": n, "height": 32, "width": 64} for i, n in enumerate(names)]
+        box = {"bbox": [4, 6, 20, 12], "area": 240}
+        points = {"keypoints": [5, 7, 2, 20, 10, 1, 0, 0, 0]}
+        objects = [
+            {"id": 1, "image_id": 0, "category_id": 4, **box},
+            {"id": 2, "image_id": 0, "category_id": 3, **box, **points},
+            {"id": 3, "image_id": 1, "category_id": 3, **box},
+            {"id": 4, "image_id": 2, "category_id": 3, "iscrowd": 1, **box, **points},
+            {"id": 5, "image_id": 2, "category_id": 4, **box},
+        ]
+        files = coco_folder(objects, images, categories=categories, sizes=names)
+        return load_coco(*files, invalid="error").records
+
+    def test_evaluation(self, coco_folder):
+        # 32 x 64 to a short edge of 64, but the long edge is 100: all by 100 / 64
+        (batch,) = batches(evaluation_dataset(self.records(coco_folder), data(), INPUT))
+        points = batch[1]["keypoints"]
+        assert points.shape == (3, 2, 3, 3) and points.dtype == np.float32
+        expected = np.zeros((3, 2, 3, 3))
+        expected[0, 1, :2] = [[5.5 * 100 / 64, 7.5 * 100 / 64, 2], [20.5 * 100 / 64, 10.5 * 100 / 64, 1]]
+        np.testing.assert_allclose(points, expected, rtol=1e-6)
+        assert "mirrored" not in batch[1]
+
+    @pytest.mark.parametrize(("flips", "place"), [((1.0, 0.0), (58.5, 7.5)), ((0.0, 1.0), (5.5, 24.5))])
+    def test_training(self, coco_folder, flips, place):
+        settings = data(flip=flips[0], vertical_flip=flips[1], short_edges=[32])
+        found = []
+        for _, targets in batches(training_dataset(self.records(coco_folder), settings, INPUT)):
+            found += list(targets["keypoints"][targets["valid"]])
+        labelled = [points for points in found if points.any()]
+        assert len(found) == 4 and len(labelled) == 1
+        np.testing.assert_allclose(labelled[0][0], [*place, 2], rtol=1e-6)
+        assert labelled[0][:, 2].tolist() == [2, 0, 1]  # the left eye is a right one now
+
+    def test_none_without_names(self, coco_folder, mixed):
+        for targets in (t for _, t in batches(evaluation_dataset(mixed, data(), INPUT))):
+            assert "keypoints" not in targets
+
+    def test_records_of_several_data_sets(self, coco_folder):
+        records = self.records(coco_folder)
+        plain = [dataclasses.replace(record, keypoints=None, mirrored=None) for record in records]
+        (batch,) = batches(evaluation_dataset(plain[:2] + records[2:], data(), INPUT))
+        np.testing.assert_array_equal(batch[1]["keypoints"], np.zeros((3, 2, 3, 3)))
+        other = dataclasses.replace(records[0], keypoints=records[0].keypoints[:, :2])
+        with pytest.raises(ValueError, match="records with 2, 3 keypoints"):
+            evaluation_dataset([other, *records], data(), INPUT)
+
+
 class TestRealData:
     @pytest.mark.parametrize("name", ["nuclei", "coco_sample"])
     def test_an_epoch(self, name, request):

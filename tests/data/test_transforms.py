@@ -1,4 +1,4 @@
-"""Image, boxes and masks move together."""
+"""Image, boxes, masks and keypoints move together."""
 
 import numpy as np
 import pytest
@@ -17,6 +17,12 @@ def make_example():
         "boxes": tf.constant([[1.0, 0.0, 3.0, 1.0]]),
         "masks": tf.constant(crop),
     }
+
+
+def with_keypoints():
+    """Three points; the second and the third are partners."""
+    points = tf.constant([[[1.5, 0.5, 2.0], [2.5, 3.5, 1.0], [0.0, 0.0, 0.0]]])
+    return make_example() | {"keypoints": points, "mirrored": tf.constant([[0, 2, 1]])}
 
 
 def same(a, b):
@@ -50,10 +56,57 @@ class TestByHand:
         np.testing.assert_allclose(after["boxes"], [[5 / 6, 0, 15 / 6, 0.75]], rtol=1e-6)
 
 
+class TestKeypoints:
+    def test_horizontal_flip(self):
+        after = transforms.horizontal_flip(with_keypoints())["keypoints"]
+        # 6 - x; the second takes the third's place, which is not labelled
+        np.testing.assert_array_equal(after, [[[4.5, 0.5, 2], [0, 0, 0], [3.5, 3.5, 1]]])
+
+    def test_vertical_flip(self):
+        after = transforms.vertical_flip(with_keypoints())["keypoints"]
+        np.testing.assert_array_equal(after, [[[1.5, 3.5, 2], [0, 0, 0], [2.5, 0.5, 1]]])
+
+    def test_resize(self):
+        # 4 x 6 to 3 x 5: x by 5 / 6, y by 3 / 4
+        after = transforms.resize(with_keypoints(), 3, 100)["keypoints"]
+        expected = [[[1.25, 0.375, 2], [2.5 * 5 / 6, 3.5 * 0.75, 1], [0, 0, 0]]]
+        np.testing.assert_allclose(after, expected, rtol=1e-6)
+
+    def test_a_half_turn_exchanges_nothing(self):
+        turned = transforms.vertical_flip(transforms.horizontal_flip(with_keypoints()))["keypoints"]
+        np.testing.assert_array_equal(turned, [[[4.5, 3.5, 2], [3.5, 0.5, 1], [0, 0, 0]]])
+
+    def test_a_chain_on_random_points_can_be_undone(self):
+        random = np.random.default_rng(0)
+        for _ in range(20):
+            height, width = random.integers(30, 90, 2)
+            points = np.concatenate(
+                [random.uniform(0, [width, height], (5, 7, 2)), random.integers(0, 3, (5, 7, 1))], axis=-1
+            )
+            points = np.where(points[..., 2:] > 0, points, 0).astype(np.float32)
+            partners = np.arange(7) if random.random() < 0.2 else np.array([0, 2, 1, 4, 3, 6, 5])
+            given = {
+                "image": tf.zeros([height, width, 3], tf.uint8),
+                "boxes": tf.zeros([5, 4]),
+                "masks": tf.zeros([5, 112, 112], tf.uint8),
+                "keypoints": tf.constant(points),
+                "mirrored": tf.constant(np.tile(partners, (5, 1)).astype(np.int32)),
+            }
+            flips = [
+                (transforms.horizontal_flip, transforms.vertical_flip)[i] for i in random.integers(0, 2, 3)
+            ]
+            after = given
+            for step in (*flips, lambda example: transforms.resize(example, 41, 1000), *flips[::-1]):
+                after = step(after)
+            scale = np.array(after["image"].shape[1::-1]) / [width, height]
+            np.testing.assert_array_equal(after["keypoints"][..., 2], points[..., 2])
+            np.testing.assert_allclose(after["keypoints"][..., :2] / scale, points[..., :2], atol=1e-3)
+
+
 class TestRules:
     @pytest.mark.parametrize("flip", [transforms.horizontal_flip, transforms.vertical_flip])
     def test_twice_is_the_identity(self, flip):
-        same(flip(flip(make_example())), make_example())
+        same(flip(flip(with_keypoints())), with_keypoints())
 
     @pytest.mark.parametrize(
         "transform",
@@ -68,8 +121,11 @@ class TestRules:
     def test_no_objects_and_other_entries_and_graphs(self, transform):
         example = make_example() | {"name": tf.constant("a")}
         example |= {"boxes": tf.zeros([0, 4]), "masks": tf.zeros([0, 112, 112], tf.uint8)}
+        points = {"keypoints": tf.zeros([0, 9, 3]), "mirrored": tf.zeros([0, 9], tf.int32)}
         for run in (transform, tf.function(transform)):
+            assert run(example | points)["keypoints"].shape == (0, 9, 3)
             after = run(example)
+            assert "keypoints" not in after
             assert after["boxes"].shape == (0, 4) and after["masks"].shape == (0, 112, 112)
             assert after["image"].dtype == tf.uint8 and after["name"] == b"a"
 

@@ -8,18 +8,10 @@ import tensorflow as tf
 
 from keras_mrcnn.ops import multilevel_roi_align, roi_align, roi_levels
 
+pytestmark = pytest.mark.usefixtures("implementation")
+STRIDES = [4, 8, 16, 32]
 FORWARD, GRADIENT = 2e-5, 6e-5  # largest differences allowed, for features of about unit size
 REFERENCE = {"portable": FORWARD, "native": 1e-5}  # of the output from the reference's
-
-
-@pytest.fixture(autouse=True, params=["portable", "native"])
-def implementation(request, monkeypatch):
-    """Every test with both."""
-    if request.param == "native":
-        request.getfixturevalue("native")
-    else:
-        monkeypatch.setenv("KERAS_MRCNN_OPS", "portable")
-    return request.param
 
 
 def points(box, scale, size, sampling, aligned):
@@ -332,12 +324,12 @@ class TestMultilevel:
         corner, side = rng.uniform(-20, 150, (12, 2)), np.geomspace(8, 700, 12)[:, None] * [1, 0.8]
         boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)[rng.permutation(12)]
         images = rng.integers(0, 2, 12).astype(np.int32)
-        output = multilevel_roi_align(pyramid, boxes, images, 3, 2)
+        output = multilevel_roi_align(pyramid, boxes, images, 3, STRIDES)
         levels = roi_levels(boxes, 4).numpy()
         assert set(levels) == {0, 1, 2, 3}
         for r, level in enumerate(levels):
-            scale = 1 / (4, 8, 16, 32)[level]
-            expected = oracle(pyramid[level], boxes[r : r + 1], images[r : r + 1], 3, scale, 2, True)
+            place = boxes[r : r + 1], images[r : r + 1]
+            expected = oracle(pyramid[level], *place, 3, 1 / STRIDES[level], 2, True)
             np.testing.assert_allclose(output[r], expected[0], rtol=0, atol=FORWARD)
 
     @pytest.mark.parametrize("sampling", [2, 0])
@@ -347,14 +339,14 @@ class TestMultilevel:
         features = tf.ones([1, 8, 8, 3])
         with tf.GradientTape() as tape:
             tape.watch(features)
-            output = align([features] * 4, tf.zeros([0, 4]), tf.zeros([0], tf.int32), 7, sampling)
+            output = align([features] * 4, tf.zeros([0, 4]), tf.zeros([0], tf.int32), 7, STRIDES, sampling)
         assert output.shape == (0, 7, 7, 3)
         np.testing.assert_array_equal(tape.gradient(output, features), np.zeros([1, 8, 8, 3]))
 
     def test_nan_keeps_its_row(self):
         pyramid = [tf.ones([1, 64 >> k, 64 >> k, 3]) for k in range(4)]
         boxes = np.float32([[10, 10, 60, 60], [np.nan, 1, 4, 5], [10, 10, 200, 200], [np.nan] * 4])
-        output = multilevel_roi_align(pyramid, boxes, np.zeros(4, np.int32), 2)
+        output = multilevel_roi_align(pyramid, boxes, np.zeros(4, np.int32), 2, STRIDES)
         expected = np.float32([1, 0, 1, 0])[:, None, None, None] * np.ones([4, 2, 2, 3])
         np.testing.assert_allclose(output, expected, atol=1e-6)
 
@@ -366,6 +358,6 @@ class TestMultilevel:
         data = np.load(shared / "parity/ops/multiscale.npz")
         pyramid = [np.moveaxis(data[f"tv_pool/p{k}"], 1, 3) for k in range(2, 6)]
         boxes, images = data["tv_pool/boxes"], data["tv_pool/image_index"]
-        output = multilevel_roi_align(pyramid, boxes, images, size, sampling, aligned)
+        output = multilevel_roi_align(pyramid, boxes, images, size, STRIDES, sampling, aligned)
         expected = np.moveaxis(data[f"{name}/output"], 1, 3)
         np.testing.assert_allclose(output, expected, rtol=0, atol=REFERENCE[implementation])

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_mrcnn.ops import roi_align
@@ -36,8 +37,46 @@ def test_rows_are_the_valid_regions_of_all_images_in_order():
 
 def test_the_sampling_ratio_is_used():
     maps = pyramid(np.random.default_rng(1))
-    one, two = (RoIPooling(2, ratio)(maps, BOXES, VALID).numpy() for ratio in (1, 2))
+    one, two = (RoIPooling(2, sampling_ratio=ratio)(maps, BOXES, VALID).numpy() for ratio in (1, 2))
     assert np.abs(one - two).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "operation, reduction",
+    [("align", "maximum"), ("warp", "average"), ("warp", "maximum"), ("pool", "maximum")],
+)
+def test_the_mode_is_used(operation, reduction):
+    maps = pyramid(np.random.default_rng(3))
+    mode = dict(operation=operation, reduction=reduction)
+    pooled = RoIPooling(3, **mode)(maps, BOXES, VALID)
+    np.testing.assert_array_equal(pooled[1], roi_align(maps[2], BOXES[:1, 2], [0], 3, 1 / 16, **mode)[0])
+    assert np.abs(pooled - RoIPooling(3)(maps, BOXES, VALID)).max() > 0.1
+
+
+def test_one_map_takes_every_region():
+    maps = pyramid(np.random.default_rng(4))
+    pooled = RoIPooling(3, strides=[8])(maps[1:], BOXES, VALID)
+    alone = roi_align(maps[1], BOXES[VALID], [0, 0, 2, 2, 2], 3, 1 / 8)
+    np.testing.assert_array_equal(pooled, alone)
+    assert np.abs(alone).max(axis=(1, 2, 3)).min() > 0.1
+
+
+def test_fewer_maps_than_strides():
+    with pytest.raises(ValueError, match=r"\[4, 8, 16, 32\] for 3 maps"):
+        RoIPooling(3)(pyramid(np.random.default_rng(0))[:3], BOXES, VALID)
+
+
+@pytest.mark.parametrize("operation", ["align", "warp", "pool"])
+def test_saved_in_a_model(operation, tmp_path):
+    maps = pyramid(np.random.default_rng(5))[2:3]
+    inputs = keras.Input((None, None, 2)), keras.Input((4, 4)), keras.Input((4,), dtype="bool")
+    layer = RoIPooling(3, [16], 0, operation=operation, reduction="maximum")
+    model = keras.Model(inputs, layer([inputs[0]], *inputs[1:]))
+    assert model.output_shape == (None, 3, 3, 2)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", {"RoIPooling": RoIPooling})
+    pooled = again.predict_on_batch([*maps, BOXES, VALID])
+    np.testing.assert_allclose(pooled, layer(maps, BOXES, VALID), atol=1e-6)
 
 
 def test_p6_is_not_pooled_from():
@@ -65,7 +104,7 @@ def test_mixed_precision_keeps_coordinates():
     wide = np.zeros([1, 4, 1026, 1], np.float32)
     wide[0, :, 1001] = 1
     maps = [tf.cast(wide, tf.bfloat16)] * 4
-    layer = RoIPooling(1, 1, dtype="mixed_bfloat16")
+    layer = RoIPooling(1, sampling_ratio=1, dtype="mixed_bfloat16")
     # P2 pixel 1001 is [4004, 4008]; as bfloat16, 4004 and 4008 would become 4000
     pooled = layer(maps, np.float32([[[4004, 4, 4008, 8]]]), np.array([[True]]))
     assert pooled.dtype == "bfloat16"

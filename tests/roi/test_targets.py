@@ -1,14 +1,15 @@
-"""What the heads learn from the sampled regions (NUMERICS sections 9 and 10)."""
+"""What the heads learn from the sampled regions (NUMERICS sections 9 to 11)."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from pycocotools import mask as coco_mask
 
 from keras_mrcnn.data.masks import object_crop
-from keras_mrcnn.roi.targets import box_targets, crop_masks, mask_targets
+from keras_mrcnn.roi.targets import box_targets, crop_masks, keypoint_targets, mask_targets
 
 
 class TestBoxTargets:
@@ -212,3 +213,75 @@ class TestMaskTargets:
         regions = np.zeros([2, 5, 4], np.float32), np.zeros([2, 5], np.int32), nobody, ~nobody
         classes, masks, has_mask = mask_targets(regions, targets, 28)
         assert classes.shape == has_mask.shape == (0,) and masks.shape == (0, 28, 28)
+
+
+class TestKeypointTargets:
+    """Heat maps of 4 x 4 cells; two images with three true objects each, two keypoints."""
+
+    KEYPOINTS = np.float32(
+        [
+            [[[5, 5, 2], [0, 0, 0]], [[30, 30, 1], [35, 38, 2]], [[0, 0, 0], [0, 0, 0]]],
+            [[[9, 3, 2], [70, 70, 2]], [[0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]]],
+        ]
+    )
+    BOXES = np.float32(
+        [
+            [[20, 20, 40, 40], [0, 0, 8, 8], [6, 6, 14, 14], [0, 0, 8, 8], [50, 50, 60, 60]],
+            [[0, 0, 12, 4], [20, 20, 40, 40], [0, 0, 12, 4], [0, 0, 12, 4], [0, 0, 0, 0]],
+        ]
+    )
+    MATCHED = np.int32([[1, 0, 0, 0, 2], [0, 1, 2, 0, 0]])
+    FOREGROUND = np.array([[True, True, True, False, True], [True, True, True, False, False]])
+
+    def targets(self, matched=MATCHED, foreground=FOREGROUND):
+        regions = self.BOXES, matched, foreground, ~foreground
+        return [x.numpy() for x in keypoint_targets(regions, {"keypoints": self.KEYPOINTS}, 4)]
+
+    def test_by_hand(self):
+        chosen, indices, valid = self.targets()
+        # image 0: region 2 misses its point, region 3 is background, region 4's object has no labels
+        assert chosen.tolist() == [[True, True, False, False, False], [True, False, False, False, False]]
+        assert valid.tolist() == [[True, True], [True, False], [True, False]]
+        # (30 - 20) / 5, both: 2 * 4 + 2; (35, 38): column 3, row 3; (5, 5) / 2: 2 * 4 + 2; (9, 3): column 3
+        # of 12 / 4, row 3 of 4 / 4
+        assert indices.tolist() == [[10, 15], [10, 0], [15, 0]]
+        assert indices.dtype == np.int32
+
+    def test_nothing_chosen(self):
+        for foreground in (self.FOREGROUND & False, self.FOREGROUND):
+            chosen, indices, valid = self.targets(np.full_like(self.MATCHED, 2), foreground)
+            assert not chosen.any() and indices.shape == valid.shape == (0, 2)
+
+    def test_in_a_graph_of_unknown_sizes(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 4]), tf.TensorSpec([None, None, 2, 3])])
+        def run(boxes, points):
+            regions = boxes, self.MATCHED, self.FOREGROUND, ~self.FOREGROUND
+            return keypoint_targets(regions, {"keypoints": points}, 4)
+
+        for given, expected in zip(run(self.BOXES, self.KEYPOINTS), self.targets(), strict=True):
+            np.testing.assert_array_equal(given, expected)
+
+    @pytest.mark.parametrize("name", ["tv_mini_keypoint", "d2_keypointrcnn_r50_fpn"])
+    def test_parity(self, shared, name):
+        """The regions of the stored training steps; there all of the foreground has a keypoint inside."""
+        data = np.load(shared / f"parity/models/{name}.npz")
+        about = json.loads((shared / f"parity/models/{name}.json").read_text())["cases"]["train"]
+        for image, (size, true) in enumerate(zip(about["images"], about["targets"], strict=True)):
+            labels, boxes = (data[f"train/roi/{part}/{image}"] for part in ("labels", "proposals"))
+            if name.startswith("tv"):
+                foreground, matched = labels > 0, data[f"train/roi/matched_idx/{image}"]
+            else:
+                distance = np.abs(data[f"train/roi/gt_boxes/{image}"][:, None] - np.array(true["boxes"]))
+                foreground, matched = labels == 0, distance.sum(-1).argmin(-1)
+            matched = np.where(foreground, matched, 0).astype(np.int32)
+            regions = (x[None] for x in (boxes, matched, foreground, ~foreground))
+            points = np.float32([true["keypoints"]])
+            height, width, _ = size
+            if name.startswith("tv"):  # it resizes inside the model
+                scale = about["min_size"] / min(height, width)
+                points[..., 0] *= np.float32(int(width * scale) / width)
+                points[..., 1] *= np.float32(int(height * scale) / height)
+            chosen, indices, valid = keypoint_targets(regions, {"keypoints": points}, 56)
+            np.testing.assert_array_equal(chosen[0], foreground)
+            np.testing.assert_array_equal(indices, data[f"train/keypoint/target_index/{image}"])
+            np.testing.assert_array_equal(valid, data[f"train/keypoint/target_valid/{image}"])
