@@ -89,7 +89,6 @@ class _Pair:
 
     scores: np.ndarray  # [D]
     ious: np.ndarray  # [D, G]
-    ignored_ious: np.ndarray  # [D, other objects]
     ignored: np.ndarray  # [D], pixels on what is ignored, as a share of the detection's
 
 
@@ -97,7 +96,6 @@ def _compare(found, objects, void):
     masks, true_masks = [row["segmentation"] for row in found], [row["segmentation"] for row in objects]
     pixels, true_pixels = (coco_mask.area(of).astype(np.int64) for of in (masks, true_masks))
     shared = _intersections(masks, pixels, true_masks)
-    ious = shared / np.maximum(pixels[:, None] + true_pixels - shared, 1)
     crowd = np.array([bool(row["iscrowd"]) for row in objects], bool)
     small = true_pixels < LEAST_PIXELS
     # a small crowd counts twice, as officially
@@ -106,8 +104,7 @@ def _compare(found, objects, void):
         ignored = ignored + _intersections(masks, pixels, [void])[:, 0]
     return _Pair(
         scores=np.array([row["score"] for row in found], np.float64),
-        ious=ious[:, ~(crowd | small)],
-        ignored_ious=ious[:, crowd | small],
+        ious=(shared / np.maximum(pixels[:, None] + true_pixels - shared, 1))[:, ~(crowd | small)],
         ignored=ignored / np.maximum(pixels, 1),
     )
 
@@ -130,8 +127,7 @@ def _average_precision(pairs, threshold):
             scores = np.sort(pair.scores[of_object])
             right.append(scores[-1:])
             wrong.append(scores[:-1])
-        lost = ~hits.any(axis=1) & ~(pair.ignored_ious > threshold).any(axis=1)
-        wrong.append(pair.scores[lost & (pair.ignored <= threshold)])
+        wrong.append(pair.scores[~hits.any(axis=1) & (pair.ignored <= threshold)])
     if not objects:
         return np.nan
     right, wrong = np.concatenate(right), np.concatenate([np.zeros(0), *wrong])

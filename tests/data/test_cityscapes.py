@@ -73,7 +73,8 @@ def test_every_object_is_its_own_pixels(tmp_path, seed):
             assert record.crowd[index] == (value < 1000)
             category = dataset.categories[record.classes[index]]
             assert category.id == labels[mask][0] == CLASSES[category.name]
-        np.testing.assert_array_equal(coco_mask.decode(record.void), np.isin(ids, VOID))
+        void = coco_mask.encode(np.asfortranarray(np.isin(ids, VOID), np.uint8))
+        assert record.void == {**void, "counts": void["counts"].decode()}
 
 
 def test_images_without_objects_stay(folder):
@@ -99,6 +100,14 @@ def test_one_object_everywhere(tmp_path):
     record = read_one(tmp_path)
     assert record.boxes.tolist() == [[0, 0, 30, 20]] and record.annotation_ids == [33007]
     assert coco_mask.decode(record.segmentations[0]).all()
+
+
+def test_an_object_that_goes_on_at_the_top_of_the_next_column(tmp_path):
+    ids = np.full((20, 30), 7)
+    ids[19, 4] = ids[0, 5] = 24000
+    write(tmp_path, ids)
+    record = read_one(tmp_path)
+    assert record.boxes.tolist() == [[4, 0, 6, 20]] and record.areas.tolist() == [2]
 
 
 def test_neighbours_of_two_void_labels_are_one_void(tmp_path):
@@ -236,7 +245,10 @@ def test_broken_polygon_files(tmp_path, content, words):
 
 
 def test_polygons_that_leave_the_image(tmp_path):
-    objects = [{"label": "car", "polygon": [[-9, 5], [1e9, 5], [40, 99], [-9, 99]]}]
+    objects = [
+        {"label": "car", "polygon": [[-9, 5], [1e9, 5], [40, 99], [-9, 99]]},
+        {"label": "bus", "polygon": [[1, 1], [np.nan, 9], [9, 9]]},
+    ]
     write(tmp_path, objects=objects)
     record = read_one(tmp_path)
     assert record.boxes.tolist() == [[0, 5, 30, 20]] and record.areas.tolist() == [30 * 15]

@@ -194,6 +194,18 @@ def test_without_a_federation_it_is_the_score_of_coco(backend, tmp_path):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_what_has_no_area_is_not_there(backend, tmp_path):
+    thin = [50, 50, 0, 20]
+    right = (BOXES["one"], CAT, 0.5)
+    content = annotations([(BOXES["one"], CAT)])
+    result = score(content, [(thin, CAT, 0.9), right], tmp_path, backend=backend)
+    assert result["bbox"]["AP"] == result["segm"]["AP"] == ONE
+    content = annotations([(BOXES["one"], CAT), (BOXES["two"], CAT)])
+    content["annotations"][1]["area"] = 0
+    assert score(content, [right], tmp_path, backend=backend)["bbox"]["AR"] == ONE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_found_and_nothing_to_find(backend, tmp_path):
     options = {"backend": backend, "tmp_path": tmp_path}
     result = score(annotations([(BOXES["one"], CAT)], unmarked=[COW]), [], **options)
