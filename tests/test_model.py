@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mrcnn import MaskRCNN, Results, config
+from keras_mrcnn.backbones.applications import Application
 
 SIZE = 64
 LOSSES = ["rpn_objectness", "rpn_box", "class", "box", "mask"]
@@ -261,3 +262,69 @@ def test_the_rules_of_foreign_weights_train_in_a_graph_and_are_saved(tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
     assert model.detect(inputs["images"][0]).paste == "widened"
+
+
+def test_a_backbone_of_ones_own_on_images_of_five_channels(tmp_path):
+    features = images = keras.Input((None, None, 5))
+    for stage, strides in enumerate((4, 2, 2, 2), 2):
+        features = keras.layers.Conv2D(8, 3, strides, "same", activation="relu", name=f"c{stage}")(features)
+    settings = tiny_config()
+    settings.input.mean, settings.input.std = [100.0] * 5, [50.0] * 5
+    own = Application(keras.Model(images, features), ["c2", "c3", "c4", "c5"], channels=5)
+    model = MaskRCNN(settings, ["circle", "square"], seed=0, backbone=own)
+    model.compile(keras.optimizers.SGD(0.01))
+    inputs, targets = make_batch()
+    inputs = {**inputs, "images": np.repeat(inputs["images"], 2, axis=-1)[..., :5]}
+    assert np.isfinite(model.train_on_batch(inputs, targets, return_dict=True)["loss"])
+
+    image = np.random.default_rng(0).integers(0, 256, [40, 60, 5]).astype(np.uint8)
+    found = model.detect(image)
+    model.save(tmp_path / "own.keras")
+    again = keras.models.load_model(tmp_path / "own.keras").detect(image)
+    assert len(found) == len(again) > 0
+    np.testing.assert_allclose(found.boxes, again.boxes, atol=1e-4)
+    with pytest.raises(ValueError, match="uint8 .height, width, 5.*Received: shape=\\(40, 60, 3\\)"):
+        model.detect(image[..., :3])
+    settings.rpn.own_features = True
+    with pytest.raises(ValueError, match="own_features"):
+        MaskRCNN(settings, ["circle"], backbone=own)
+
+
+def test_keypoints_beside_masks(tmp_path):
+    """Points come for the class that has some, teach nothing where unlabelled, and are saved with names."""
+    settings = tiny_config()
+    settings.keypoint_head = config.KeypointHead(enabled=True, convs=1, channels=8)
+    person = {
+        "id": 1,
+        "name": "person",
+        "keypoints": ["head", "left_hand", "right_hand"],
+        "skeleton": [[1, 2]],
+    }
+    model = MaskRCNN(settings, [person, "square"], seed=0)
+    model.compile(keras.optimizers.SGD(0.01))
+    inputs, targets = make_batch()
+    shape = (*targets["classes"].shape, 3, 3)
+    blank = model.compute_losses(inputs, {**targets, "keypoints": np.zeros(shape, np.float32)})
+    assert float(blank["keypoint"]) == 0
+    points = np.zeros(shape, np.float32)
+    points[..., :2] = (targets["boxes"][..., None, :2] + targets["boxes"][..., None, 2:]) / 2
+    points[..., 2] = targets["valid"][..., None] * 2
+    logs = model.train_on_batch(inputs, {**targets, "keypoints": points}, return_dict=True)
+    assert logs["keypoint"] == pytest.approx(np.log(56 * 56), rel=0.2)  # nothing is known yet
+    with pytest.raises(ValueError, match="the targets have no `keypoints`"):
+        model.compute_losses(inputs, targets)
+    with pytest.raises(ValueError, match="no category has keypoints"):
+        MaskRCNN(settings, ["circle"])
+
+    kernel = model.box_head.classes.kernel
+    kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))  # both classes are found
+    outputs = model.predict_on_batch(inputs)
+    is_person = np.arange(10) < outputs["num_detections"][:, None]
+    is_person &= outputs["classes"] == 0
+    assert is_person.any() and (~is_person).any()
+    assert outputs["keypoints"][is_person].any(axis=(1, 2)).all()
+    assert not outputs["keypoints"][~is_person].any() and outputs["masks"].any()
+    model.save(tmp_path / "points.keras")
+    again = keras.models.load_model(tmp_path / "points.keras")
+    assert again.categories == model.categories and again.categories[0].flip_pairs == ((1, 2),)
+    np.testing.assert_allclose(again.predict_on_batch(inputs)["keypoints"], outputs["keypoints"], atol=1e-3)

@@ -9,6 +9,7 @@ NETWORKS = sorted(name for name in dir(keras.applications) if name[0].isupper())
 MOST_NAMED = 5  # near names in a message
 
 
+@keras.saving.register_keras_serializable(package="keras_mrcnn")
 class Application(keras.layers.Layer):
     """Four maps from inside a network of `keras.applications`, or of your own, for the FPN.
 
