@@ -65,7 +65,7 @@ def export_saved_model(model, folder, operations="stock"):
     if foreign:
         shutil.rmtree(folder)
         raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
-    categories = [{"id": category.id, "name": category.name} for category in model.categories]
+    categories = [category.to_dict() for category in model.categories]
     (folder / "assets" / "categories.json").write_text(json.dumps(categories))
 
 

@@ -44,7 +44,7 @@ def from_preset(source, num_classes=None, categories=None, like=None, overrides=
         path = sources.resolve(source)
         twin = _own_model(path)
         settings = configs.override(twin.config, overrides)
-        own, named = [{"id": category.id, "name": category.name} for category in twin.categories], True
+        own, named = [category.to_dict() for category in twin.categories], True
         weights = {variable.path: np.asarray(variable) for variable in twin.variables if is_weight(variable)}
     if num_classes and num_classes != len(own):
         categories = _numbered(num_classes)

@@ -120,7 +120,7 @@ def save_to_preset(model, folder):
     content = {
         "format": FORMAT,
         "model": config.to_dict(model.config),
-        "categories": [{"id": category.id, "name": category.name} for category in model.categories],
+        "categories": [category.to_dict() for category in model.categories],
         "versions": {
             "keras_mrcnn": __version__,
             **{name: importlib.metadata.version(name) for name in ("keras", "tensorflow")},

@@ -1,6 +1,7 @@
 """Does the keypoint head learn? Stick figures that hide each other, from files to scores."""
 
 import keras
+import pytest
 
 from keras_mrcnn import config
 from keras_mrcnn.data.stick_figures import make_stick_figures
@@ -8,6 +9,7 @@ from keras_mrcnn.ops import build
 from keras_mrcnn.train import run
 
 
+@pytest.mark.proof
 def test_stick_figures_are_learnt(tmp_path, request):
     if build.compiler():  # a little faster
         request.getfixturevalue("native")
