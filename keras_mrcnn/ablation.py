@@ -30,7 +30,13 @@ class Table(NamedTuple):
     rows: tuple
 
 
-DEEPER = ("model.backbone.name=resnet34",)
+DEEPER = ("model.backbone.blocks=[2,2,2,1]",)
+COARSE = (  # at stride 32 a shape is a few positions wide only when it is seen twice as large
+    "model.input.short_edge=192",
+    "model.input.long_edge=192",
+    "model.anchors.sizes=[24,48,96,192,384]",
+    "data.short_edges=[192]",
+)
 TABLES = {
     "2a": Table(
         "Backbone",
@@ -66,9 +72,14 @@ TABLES = {
         "Pooling, C5 at stride 32",
         "segm",
         (
-            Row("RoIPool", "paper/r50_c5_roipool", (23.6, 46.5, 21.6)),
-            Row("RoIWarp", "paper/r50_c5_roialign", (None, None, None), ("model.roi_align.operation=warp",)),
-            Row("RoIAlign", "paper/r50_c5_roialign", (30.9, 51.8, 32.1)),
+            Row("RoIPool", "paper/r50_c5_roipool", (23.6, 46.5, 21.6), COARSE),
+            Row(
+                "RoIWarp",
+                "paper/r50_c5_roialign",
+                (None, None, None),
+                ("model.roi_align.operation=warp", *COARSE),
+            ),
+            Row("RoIAlign", "paper/r50_c5_roialign", (30.9, 51.8, 32.1), COARSE),
         ),
     ),
     "2e": Table(
@@ -94,6 +105,7 @@ SMALL = (
     "model.backbone.name=resnet18",
     "model.backbone.norm=batch",
     "model.backbone.frozen_stages=0",
+    "model.backbone.blocks=[1,1,1,1]",
     "model.input.short_edge=96",
     "model.input.long_edge=96",
     "model.fpn.channels=64",
@@ -103,6 +115,7 @@ SMALL = (
     "model.proposals.pre_nms_test=500",
     "model.proposals.post_nms_train=200",
     "model.proposals.post_nms_test=200",
+    "model.sampling.rois=32",
     "model.box_head.units=256",
     "model.mask_head.channels=32",
     "model.mask_head.units=256",

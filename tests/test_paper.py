@@ -10,7 +10,6 @@ from keras_mrcnn.serving.export import export_saved_model
 
 TINY = (
     *ablation.SMALL,
-    "model.backbone.blocks=[1,1,1,1]",
     "model.fpn.channels=8",
     "model.rpn.channels=8",
     "model.proposals.post_nms_train=20",
