@@ -24,7 +24,14 @@ def detect(model, image, short_edges, flip):
 
     Returns:
         `Results` in the pixels of the source.
+
+    Raises:
+        ValueError: the model has a keypoint head.
     """
+    if model.keypoint_head:
+        raise ValueError(
+            "Keypoints are not joined over several views: detect without `short_edges` and `flip`."
+        )
     source = load_image(image, len(model.config.input.mean))
     height, width = source.shape[:2]
     views = [
