@@ -21,7 +21,7 @@ from keras_mrcnn.residual import BasicBlock, Bottleneck
 from keras_mrcnn.roi.box_head import BoxHead
 from keras_mrcnn.roi.detections import Detections
 from keras_mrcnn.roi.keypoint_head import KeypointHead, RegionKeypoints
-from keras_mrcnn.roi.mask_head import MaskHead, RegionMasks
+from keras_mrcnn.roi.mask_head import MaskHead, MLPMaskHead, RegionMasks
 from keras_mrcnn.roi.pooling import RoIPooling
 from keras_mrcnn.roi.sampling import RoISampling
 from keras_mrcnn.roi.stage5 import Stage5
@@ -32,7 +32,10 @@ from keras_mrcnn.rpn.targets import RPNTargets
 
 # Values all unlike the defaults.
 GIVEN = {
-    Anchors: {"sizes": [10.0, 20.0], "aspect_ratios": [0.3, 3.0], "rounded": True, "fitted_strides": True},
+    Anchors: {
+        "sizes": [[10.0, 20.0]], "strides": [16], "aspect_ratios": [0.3, 3.0], "rounded": True,
+        "fitted_strides": True,
+    },
     Application: {
         "network": "MobileNetV3Small", "frozen_stages": 5, "channels": 2,
         "outputs": [
@@ -44,7 +47,10 @@ GIVEN = {
         "width": 6, "strides": 2, "project": True, "norm": "batch", "epsilon": 0.25, "stride_in_1x1": True,
         "groups": 3, "expansion": 2,
     },
-    BoxHead: {"num_classes": 3, "convs": 2, "channels": 6, "norm": "batch", "fcs": 1, "units": 5},
+    BoxHead: {
+        "num_classes": 3, "convs": 2, "channels": 6, "norm": "batch", "fcs": 1, "units": 5,
+        "class_agnostic": True,
+    },
     ConvNorm: {
         "filters": 32, "kernel_size": 5, "strides": 3, "norm": "group", "relu": True, "epsilon": 0.25,
         "kernel_initializer": "lecun_uniform", "groups": 4,
@@ -57,6 +63,7 @@ GIVEN = {
     FrozenNormalization: {"epsilon": 0.25},
     KeypointHead: {"num_keypoints": 3, "convs": 2, "channels": 5, "norm": "batch"},
     MaskHead: {"maps": 3, "convs": 2, "channels": 5, "norm": "batch"},
+    MLPMaskHead: {"maps": 3, "mask_size": 6, "fcs": 1, "units": 5},
     Normalize: {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]},
     Proposals: {
         "pre_nms_train": 11, "pre_nms_test": 12, "post_nms_train": 13, "post_nms_test": 14, "nms_iou": 0.6,
@@ -64,7 +71,7 @@ GIVEN = {
     },
     RandomSubset: {"seed": 5},
     RegionKeypoints: {"counts": [3, 0]},
-    RegionMasks: {},
+    RegionMasks: {"activation": "softmax"},
     ResNet: {
         "depth": "resnet34", "norm": "group", "frozen_stages": 3, "blocks": [1, 1, 2, 1],
         "stride_in_1x1": True, "epsilon": 0.25, "last_stage": 4, "dilated": True,
@@ -88,6 +95,7 @@ OWN_FORM = {
     ("BoxHead", "fcs"): "num_fcs",
     ("KeypointHead", "convs"): "num_convs",
     ("MaskHead", "convs"): "num_convs",
+    ("MLPMaskHead", "fcs"): "num_fcs",
     ("RPNHead", "convs"): "num_convs",
 }  # attributes named otherwise than their argument
 
