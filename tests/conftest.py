@@ -1,5 +1,6 @@
 """What every test finds in place: a quiet TensorFlow, fixed seeds, the shared data when it is there."""
 
+import gc
 import os
 import pathlib
 import random
@@ -21,6 +22,15 @@ def seeds():
     np.random.seed(0)
     if "keras" in sys.modules:  # a test without Keras shall not wait for its import
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """What a file's tests leave behind is freed after them: models are cycles, and Keras holds on to some."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
