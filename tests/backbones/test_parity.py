@@ -43,11 +43,11 @@ def test_numbers_of_parameters(shared, name):
     assert network.count_params() == expected
 
 
-def loaded(network, body, spec):
+def loaded(network, features, spec):
     """The layer, which was called or has a `build`, filled with its part of a detectron2 model."""
     network(keras.Input((None, None, 3)))
-    backbone = config.Backbone(name=network.depth)
-    table = detectron2.detector(config.Model(backbone=backbone), 80, body=body)
+    backbone = config.Backbone(name=network.depth, features=features)
+    table = detectron2.detector(config.Model(backbone=backbone), 80)
     rows = [row for row in table.rows if row.ours.startswith(f"{network.name}/")]
     names = {row.theirs for row in rows}
     shapes = [row for row in spec["params"] if row[0] in names]
@@ -70,14 +70,14 @@ def compare(found, key, spec, data):
 
 
 @pytest.mark.parametrize(
-    "name, body, stages",
+    "name, features, stages",
     [
         ("d2_maskrcnn_r50_c4", "c4", ["c4"]),
-        ("d2_maskrcnn_r50_dc5", "dc5", ["c5"]),
+        ("d2_maskrcnn_r50_dc5", "c5", ["c5"]),
         pytest.param("d2_maskrcnn_x101_fpn", "fpn", ["c2", "c3", "c4", "c5"], marks=pytest.mark.proof),
     ],
 )
-def test_stages(shared, name, body, stages):
+def test_stages(shared, name, features, stages):
     spec = specification(shared, name)
     about = spec["config"]
     network = loaded(
@@ -87,7 +87,7 @@ def test_stages(shared, name, body, stages):
             epsilon=about["norm_eps"],
             name="backbone",
         ),
-        body,
+        features,
         spec,
     )
     [size_and_seed] = spec["cases"]["a"]["images"]

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from keras_mrcnn.cli import main
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import presets
-from keras_mrcnn.weights.certificate import Golden, Station, certify
+from keras_mrcnn.weights.certificate import Station, certify
+from keras_mrcnn.weights.golden import Golden
 from keras_mrcnn.weights.torch_reference import torchvision_golden
 from tests.weights import tiny
 from tests.weights.tiny import DETECTRON2, TORCHVISION
