@@ -18,9 +18,9 @@ IGNORED = (  # buffers, which some files have and some have not
 def detector(config, num_classes, keypoint_convs=0, rgb=False):
     """Table of a detector.
 
-    It serves R-50, R-101 and X-101-32x8d on FPN, C4 and DC5, COCO (80 classes), Cityscapes (8), LVIS (1203;
-    v0.5: 1230) and the baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm` batch,
-    `rpn.convs` 2, `box_head.convs` 4, `box_head.fcs` 1).
+    It serves R-50, R-101 and X-101-32x8d with FPN, C4 and DC5; COCO (80 classes), Cityscapes (8), LVIS (1203;
+    v0.5: 1230); and the baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm`
+    batch, `rpn.convs` 2, `box_head.convs` 4, `box_head.fcs` 1).
 
     Args:
         config: a `config.Model`. backbone.features: fpn; c4: stage 5 is the head's, `roi_heads.res5`; c5: the

@@ -169,7 +169,7 @@ def _load_body(model, weights, source, within=()):
     config = model.config
     if config.backbone.name not in DEPTHS:
         raise ValueError(
-            f"{source} is for a ResNet. A network of keras.applications is filled by `model.backbone.load()`. "
+            "These weights are for a ResNet. `model.backbone.load()` fills a network of keras.applications. "
             f"Received: model.backbone.name={config.backbone.name!r}"
         )
     table, rules, anew = _backbone_table(config, weights, source)

@@ -66,6 +66,38 @@ LOSSES = {
 }
 
 
+def settings_of(name, spec):
+    """The config of the published preset, for parity proves what `from_preset` builds; and its classes."""
+    settings = presets.preset_model(PRESETS.get(name, "torchvision/mask_rcnn_r50_fpn"))[0]
+    about = spec["config"]
+    overrides = ["backbone.frozen_stages=0", *CUT.get(name, [])]
+    if name in SMALL:
+        overrides += [*SMALL[name], f"backbone.norm_epsilon={about['norm_eps']}"]
+        overrides += [f"detections.max_detections={about['box_detections_per_img']}"]
+        overrides += [f"proposals.post_nms_test={about['rpn_post_nms_top_n']['testing']}"]
+    if name.startswith("tv_"):
+        return config.override(settings, overrides), about["num_classes_with_background"] - 1
+    return config.override(settings, overrides), about["num_classes_without_background"]
+
+
+def stations_of(model):
+    """Names of what every case compares, by the architecture."""
+    names = ["input/tensor", "rpn/proposals", "box/pooled", "box/head", "box/class_logits"]
+    names += ["box/box_regression", *(f"det/{name}/0" for name in ("unmatched", "order", "boxes", "scores"))]
+    if model.fpn:
+        names += [f"body/c{level}" for level in range(2, 6)]
+        levels = [f"p{level}" for level in range(2, 7)]
+        names += [f"fpn/{level}" for level in levels]
+    else:
+        last = 4 if model.stage5 else 5
+        names.append(f"body/c{last}")
+        levels = [f"res{last}"]
+    names += [f"rpn/{name}/{level}" for name in ("objectness", "deltas", "decoded") for level in levels]
+    if model.mask_head:
+        names += ["mask/pooled", "mask/logits/0", "det/masks/0"]
+    return set(names)
+
+
 class Reference:
     """One golden file, and our model with its weights."""
 
@@ -75,7 +107,14 @@ class Reference:
         with np.load(folder / f"{name}.npz") as file:
             self.arrays = {key: file[key] for key in file.files}
         self.of_torchvision = name.startswith("tv_")
-        settings, num_classes = self._settings()
+        settings, num_classes = settings_of(name, self.spec)
+        kept = self.spec["cases"]["train"]["rpn_post_nms_top_n_train"]
+        overrides = [f"proposals.post_nms_train={kept}"]
+        if name.endswith("_v2"):  # the reference's training case uses the running statistics
+            overrides += [
+                f"{station}.norm=frozen" for station in ("backbone", "fpn", "box_head", "mask_head")
+            ]
+        settings = config.override(settings, overrides)
         self.weights = weights = filling.state(self.spec)
         self.model = MaskRCNN(settings, [f"class {index}" for index in range(num_classes)])
         if self.of_torchvision:
@@ -83,25 +122,6 @@ class Reference:
         else:
             self.table = detectron2.detector(settings, num_classes)
         self.report = load_table(self.model, weights, self.table, name)
-
-    def _settings(self):
-        """The config of the published preset: parity proves what `from_preset` builds."""
-        settings = presets.preset_model(PRESETS.get(self.name, "torchvision/mask_rcnn_r50_fpn"))[0]
-        kept = self.spec["cases"]["train"]["rpn_post_nms_top_n_train"]
-        overrides = ["backbone.frozen_stages=0", f"proposals.post_nms_train={kept}"]
-        overrides += CUT.get(self.name, [])
-        if self.name.endswith("_v2"):  # the reference's training case uses the running statistics
-            overrides += [
-                f"{station}.norm=frozen" for station in ("backbone", "fpn", "box_head", "mask_head")
-            ]
-        about = self.spec["config"]
-        if self.name in SMALL:
-            overrides += [*SMALL[self.name], f"backbone.norm_epsilon={about['norm_eps']}"]
-            overrides += [f"detections.max_detections={about['box_detections_per_img']}"]
-            overrides += [f"proposals.post_nms_test={about['rpn_post_nms_top_n']['testing']}"]
-        if self.of_torchvision:
-            return config.override(settings, overrides), about["num_classes_with_background"] - 1
-        return config.override(settings, overrides), about["num_classes_without_background"]
 
     def images(self, case):
         return [filling.image(*size_and_seed) for size_and_seed in self.spec["cases"][case]["images"]]
@@ -142,12 +162,12 @@ def test_every_station(ours):
     for case, stations in compared.items():
         wrong = [str(station) for station in stations if not station.passed]
         assert not wrong, "\n".join([f"{ours.name}, case {case}:", *wrong])
-        names = " ".join(station.name for station in stations)
-        assert len(stations) > 30
-        for name in ("input/tensor", "body/c5", "fpn/p6", "rpn/decoded/p6", "rpn/proposals", "box/pooled"):
-            assert name in names
-        for name in ("box/head", "box/class_logits", "box/box_regression", "mask/logits/0", "det/masks/0"):
-            assert name in names
+        found = {station.name for station in stations}
+        assert not stations_of(ours.model) - found
+        # nothing else but the same of a second image
+        assert {name.rsplit("/", 1)[0] for name in found - stations_of(ours.model)} <= {
+            name.rsplit("/", 1)[0] for name in stations_of(ours.model) if name.endswith("/0")
+        }
 
 
 def training_batch(ours, case):
@@ -235,6 +255,7 @@ def step(ours, case):
 
 
 def assert_losses(losses, theirs, rtol, **closer):
+    assert len(losses) == len(theirs)
     for name, loss in losses.items():
         expected = next(theirs[their] for their in LOSSES[name] if their in theirs)
         assert loss == pytest.approx(expected, rel=closer.get(name, rtol), abs=1e-9), name
@@ -274,7 +295,11 @@ def first_values(gradient, row, count):
 
 
 def test_training_step_with_our_own_mask_targets(ours):
-    """Ours are cut from a 112 x 112 crop of each object, theirs from the whole image: 0.2 % of the loss."""
+    """Ours are cut from a 112 x 112 crop of each object, theirs from the whole image: 0.2 % of the loss.
+
+    The masks of C4 have a quarter of the pixels, of which 22 of 2940 differ.
+    """
+    limit = 4e-3 if ours.model.stage5 else 2e-3
     for case in [case for case in ours.spec["cases"] if case.startswith("train")]:
         theirs = ours.spec["train_losses"] if case == "train" else ours.spec["train_losses_more"][case]
-        assert_losses(step(ours, case)[0], theirs, 1e-4, mask=2e-3)
+        assert_losses(step(ours, case)[0], theirs, 1e-4, mask=limit)
