@@ -6,6 +6,7 @@ Those in `tests/golden` run anywhere; the others, with the slow proofs, when the
 import gc
 import json
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -156,8 +157,18 @@ def test_everything_is_loaded(ours):
     assert str(ours.report) == f"loaded {len(weights)}/{len(weights)}"
 
 
+def printed(name, errors):
+    """Shows the largest error of each kind of station."""
+    print(f"\n{name}: " + ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items()))
+
+
 def test_every_station(ours):
     compared = certify(ours.model, ours.golden())
+    worst = {}
+    for station in (station for stations in compared.values() for station in stations):
+        kind = re.sub(r"/(c|p|res)?\d+$", "", station.name)
+        worst[kind] = max(worst.get(kind, 0), station.error)
+    printed(ours.name, worst)
     assert set(compared) == {case for case in ours.spec["cases"] if not case.startswith("train")}
     for case, stations in compared.items():
         wrong = [str(station) for station in stations if not station.passed]
@@ -271,8 +282,9 @@ def test_training_step(ours, monkeypatch):
         name: norm for name, norm in ours.spec["train_grad_norms"].items() if rows[name].ours in gradients
     }
     assert len(norms) > 50
-    for name, norm in norms.items():
-        assert float(tf.norm(gradients[rows[name].ours])) == pytest.approx(norm, rel=1e-2), name
+    found = {name: float(tf.norm(gradients[rows[name].ours])) for name in norms}
+    printed(ours.name, {"gradient norms": max(abs(found[name] / norms[name] - 1) for name in norms)})
+    assert found == pytest.approx(norms, rel=1e-2)
     for key, values in ours.arrays.items():
         name = key.removeprefix("train/grad/")
         if name != key and name in norms:

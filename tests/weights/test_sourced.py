@@ -314,6 +314,13 @@ class TestBackbonePresets:
         assert lines[-1] == f"  ... and {whole - inside - 20} more" and len(lines) == 22
         assert [category.name for category in model.categories] == ["nucleus"]
 
+    def test_a_detector_without_pyramid_on_it(self, file, capsys):
+        model = MaskRCNN.from_preset(file, like=self.NAME, num_classes=1, overrides=["backbone.features=c4"])
+        inside = len(model.backbone.variables) + len(model.stage5.variables)
+        lines = reported(capsys)
+        assert lines[0] == f"{file}: loaded {inside}/{len(values(model))}"
+        assert lines[1].startswith("  initialised anew: rpn_head/conv/kernel, ")
+
     def test_it_knows_no_classes(self, monkeypatch):
         monkeypatch.setattr(sources, "resolve", lambda source: pytest.fail(f"{source} was fetched"))
         with pytest.raises(ValueError, match=f"{self.NAME} is a backbone and knows no classes"):
