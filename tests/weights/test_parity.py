@@ -266,31 +266,39 @@ def step(ours, case):
 
 
 def assert_losses(losses, theirs, rtol, **closer):
+    """Compares all losses; returns the largest relative difference."""
     assert len(losses) == len(theirs)
+    worst = 0
     for name, loss in losses.items():
         expected = next(theirs[their] for their in LOSSES[name] if their in theirs)
         assert loss == pytest.approx(expected, rel=closer.get(name, rtol), abs=1e-9), name
+        worst = max(worst, abs(loss - expected) / max(expected, 1e-9))
+    return worst
 
 
 def test_training_step(ours, monkeypatch):
     """Losses, gradient norms and values, with the reference's mask targets."""
     monkeypatch.setattr(keras_mrcnn.model, "mask_targets", with_stored_masks(ours, "train"))
     losses, gradients = step(ours, "train")
-    assert_losses(losses, ours.spec["train_losses"], 1e-4)
+    worst = {"losses": assert_losses(losses, ours.spec["train_losses"], 1e-4)}
     rows = {row.theirs: row for row in ours.table.rows}
     norms = {
         name: norm for name, norm in ours.spec["train_grad_norms"].items() if rows[name].ours in gradients
     }
     assert len(norms) > 50
     found = {name: float(tf.norm(gradients[rows[name].ours])) for name in norms}
-    printed(ours.name, {"gradient norms": max(abs(found[name] / norms[name] - 1) for name in norms)})
+    worst["gradient norms"] = max(abs(found[name] / norms[name] - 1) for name in norms)
     assert found == pytest.approx(norms, rel=1e-2)
+    worst["gradient values"] = 0
     for key, values in ours.arrays.items():
         name = key.removeprefix("train/grad/")
         if name != key and name in norms:
             gradient = first_values(gradients[rows[name].ours].numpy(), rows[name], len(values))
             if gradient is not None:
                 np.testing.assert_allclose(gradient, values, rtol=0, atol=2e-2 * np.abs(values).max())
+                error = np.abs(gradient - values).max() / np.abs(values).max()
+                worst["gradient values"] = max(worst["gradient values"], error)
+    printed(ours.name, worst)
 
 
 def first_values(gradient, row, count):
