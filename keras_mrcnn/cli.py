@@ -200,12 +200,13 @@ def convert(weights, output, like, verify, overrides):
     With --verify every station is compared with a reference, and nothing is written if one differs.
     """
     from keras_mrcnn.weights import certificate, sourced, torch_reference
+    from keras_mrcnn.weights.golden import Golden
 
     golden = None
     if verify == "torch":
         torch_reference.import_torch()
     elif verify:
-        golden = certificate.Golden.load(verify)
+        golden = Golden.load(verify)
     model, report = sourced.from_preset(weights, like=like, overrides=overrides)
     click.echo(f"{weights}: {report}")
     if verify:

@@ -54,6 +54,7 @@ ARROWS = {
     "serving": ("model", "config", "geometry", "ops.library"),
     "weights": (
         "model",
+        "assembly",
         "config",
         "residual",
         "geometry",

@@ -50,7 +50,7 @@ class BoxHead(keras.layers.Layer):
             for index in range(convs)
         ]
         xavier = keras.initializers.VarianceScaling(1.0, "fan_in", "uniform")
-        self.flatten = keras.layers.Flatten(dtype=self.dtype_policy, name="flatten")
+        self.flatten = keras.layers.Flatten(dtype=self.dtype_policy, name="flatten") if fcs else None
         self.fcs = [self._dense(units, xavier, "relu", f"fc{index + 1}") for index in range(fcs)]
         self.classes = self._dense(
             num_classes + 1, keras.initializers.RandomNormal(stddev=0.01), None, "classes"

@@ -1,21 +1,19 @@
 """Proof that a model computes what the implementation that it has its weights from computes.
 
-A golden file holds what the reference computed for some images at every station of the walk. Each station is
-given the reference's own input where that is stored (its proposals to the box head, its boxes to the mask
-head), so that one difference does not hide the next; then the detections are compared end to end.
+A golden file (`golden`) holds what the reference computed for some images at every station of the walk. Each
+station is given the reference's own input where that is stored (its proposals to the box head, its boxes to
+the mask head), so that one difference does not hide the next; then the detections are compared end to end.
 
 Reference arrays are in the order N, C, H, W; ours are N, H, W, C.
 """
 
-import json
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 from pycocotools import mask as coco_mask
 
-from keras_mrcnn import config
+from keras_mrcnn import assembly, config
 from keras_mrcnn.data.images import network_frame
 from keras_mrcnn.geometry import boxes as box_ops
 from keras_mrcnn.results import Results
@@ -27,7 +25,6 @@ DECODED, BOXES, SCORES = 0.05, 0.1, 2e-3  # pixels, pixels, probability
 SPREAD = "of the standard deviation"
 SAME_BOX = 0.98  # IoU
 PROPOSALS_MISSED, DETECTIONS_MISSED, MASK_DIFFERENCE = 0.01, 0.02, 0.02  # parts of all; 1 - IoU
-ABOUT = ("background_first", "channels", "cases")  # what `Golden.about` always has
 IN_ORDER = 20  # the classes of the first detections stand in the same order
 
 
@@ -48,78 +45,12 @@ class Station(NamedTuple):
         return f"{self.name:24} {self.error:9.2e}  (limit {self.limit:.0e}) {self.unit}{verdict}"
 
 
-class Golden:
-    """What a reference computed.
-
-    Args:
-        arrays: mapping of arrays under `CASE/...`: `images/I` (uint8 `[H, W, 3]`, RGB), `input/tensor`,
-            `body/c2`, `fpn/p2`, `rpn/...`, `box/...`, `det/...`, `mask/...`. What is absent is not compared.
-        about: dictionary. background_first: bool, class 0 is background and labels count from 1.
-            channels: "RGB" or "BGR", of `input/tensor`. arrays: for arrays of which only a part is stored (as
-            `KEY/sample`), the whole `shape`, and `start` and `step` along each axis. cases: for each the
-            `short_edge` and `long_edge` that images are resized to, if they are, and `output_sizes`, a
-            (height, width) of each image, if detections are not in the pixels of the images as given.
-            rle: pasted masks of each case and image, if there are any.
-    """
-
-    def __init__(self, arrays, about):
-        self.arrays = arrays
-        self.about = about
-
-    @classmethod
-    def load(cls, path):
-        """Reads a `.npz` that `save` wrote; a ValueError says that it is something else."""
-        try:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
-            about = json.loads(str(arrays.pop("about")))
-            missing = [name for name in ABOUT if name not in about]
-        except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is no golden file, or damaged ({error}).") from error
-        if missing:
-            raise ValueError(f"{path} is no golden file: its `about` has no {', '.join(missing)}.")
-        return cls(arrays, about)
-
-    def save(self, path):
-        """Writes one `.npz`."""
-        np.savez_compressed(path, about=json.dumps(self.about), **self.arrays)
-
-    def each(self, key):
-        """list of the arrays `KEY/0`, `KEY/1`, ... of the images of a case."""
-        found = []
-        while f"{key}/{len(found)}" in self.arrays:
-            found.append(np.asarray(self.arrays[f"{key}/{len(found)}"]))
-        return found
-
-    def __contains__(self, key):
-        return key in self.arrays or f"{key}/sample" in self.arrays
-
-    def difference(self, key, ours, columns=slice(None)):
-        """Largest difference from `ours` (axes in their order), and the reference's standard deviation.
-
-        `columns` of the second axis are compared.
-        """
-        ours = np.asarray(ours, np.float32)
-        if key in self.arrays:
-            theirs = self.arrays[key]
-        else:
-            theirs, whole = self.arrays[f"{key}/sample"], self.about["arrays"][key]
-            if list(ours.shape) != whole["shape"]:
-                return np.inf, 1.0
-            ours = ours[tuple(slice(a, None, b) for a, b in zip(whole["start"], whole["step"], strict=True))]
-        if theirs.shape != ours.shape:
-            return np.inf, 1.0
-        difference = np.abs(theirs - ours)[:, columns] if ours.ndim > 1 else np.abs(theirs - ours)
-        spread = float(np.std(theirs)) if theirs.size else 1.0
-        return float(np.max(difference, initial=0)), max(spread, 1e-12)
-
-
 def certify(model, golden):
     """Compares every station of every case.
 
     Args:
         model: `MaskRCNN`, with the rules of the reference in its config.
-        golden: `Golden`.
+        golden: `golden.Golden`.
 
     Returns:
         dictionary of lists of `Station`, in the order of the walk, by the name of the case.
@@ -147,10 +78,11 @@ class _Comparison:
         self.inputs = network_inputs(self.images, edges, model.config.input.resize)
         sizes = [image.shape[:2] for image in self.images]
         resized = not np.array_equal(sizes, self.inputs["image_sizes"])
-        pyramid = self._features(RESIZED_MAPS if resized else MAPS)
-        self._proposals(pyramid)
-        self._box_head(pyramid)
-        self._mask_head(pyramid)
+        maps = self._features(RESIZED_MAPS if resized else MAPS)
+        self._proposals()
+        self._box_head(maps)
+        if model.mask_head:
+            self._mask_head(maps)
         self._detections()
 
     def note(self, name, error, limit, unit):
@@ -170,21 +102,23 @@ class _Comparison:
         stages = model.backbone(pixels, training=False)
         for level, stage in enumerate(stages, 2):
             self.compare(f"body/c{level}", _channels_first(stage), limit)
-        pyramid = model.fpn(stages, training=False)
-        for level, features in enumerate(pyramid, 2):
-            self.compare(f"fpn/p{level}", _channels_first(features), limit)
-        self.logits, self.deltas = model.rpn_head(pyramid)
-        self.level_anchors = model.anchors(pyramid)
-        for level, (features, logits, deltas, anchors) in enumerate(
-            zip(pyramid, self.logits, self.deltas, self.level_anchors, strict=True), 2
+        maps, rpn_maps = assembly.feature_maps(model, pixels, training=False)
+        levels = [f"p{level}" for level in range(2, 2 + len(maps))] if model.fpn else [f"res{level}"]
+        if model.fpn:
+            for level, features in zip(levels, maps, strict=True):
+                self.compare(f"fpn/{level}", _channels_first(features), limit)
+        self.logits, self.deltas = model.rpn_head(rpn_maps)
+        self.level_anchors = model.anchors(rpn_maps)
+        for level, features, logits, deltas, anchors in zip(
+            levels, rpn_maps, self.logits, self.deltas, self.level_anchors, strict=True
         ):
             grid = [*features.shape[:3], -1]
-            self.compare(f"rpn/objectness/p{level}", _channels_first(np.reshape(logits, grid)), limit)
-            self.compare(f"rpn/deltas/p{level}", _channels_first(np.reshape(deltas, grid)), limit)
-            self.compare(f"rpn/decoded/p{level}", box_ops.decode(deltas, anchors), DECODED, "pixels")
-        return pyramid
+            self.compare(f"rpn/objectness/{level}", _channels_first(np.reshape(logits, grid)), limit)
+            self.compare(f"rpn/deltas/{level}", _channels_first(np.reshape(deltas, grid)), limit)
+            self.compare(f"rpn/decoded/{level}", box_ops.decode(deltas, anchors), DECODED, "pixels")
+        return maps
 
-    def _proposals(self, pyramid):
+    def _proposals(self):
         theirs = self.golden.each(f"{self.case}/rpn/proposals")
         if not theirs:
             return
@@ -197,15 +131,16 @@ class _Comparison:
             total += sum(overlap.shape)
         self.note("rpn/proposals", missed / max(total, 1), PROPOSALS_MISSED, "without a match")
 
-    def _box_head(self, pyramid):
+    def _box_head(self, maps):
         proposals = self.golden.each(f"{self.case}/rpn/proposals")
         if not proposals:
             return
         boxes, valid = _padded(proposals)
-        pooled = self.model.box_pooling(pyramid, boxes, valid)
+        features = assembly.box_features(self.model, maps, boxes, valid, training=False)
+        pooled = self.model.box_pooling(maps, boxes, valid) if self.model.stage5 else features
         self.compare("box/pooled", _channels_first(pooled), HEADS)
-        self.compare("box/head", self.model.box_head.hidden(pooled), HEADS)
-        logits, deltas = (np.array(x) for x in self.model.box_head(pooled))
+        self.compare("box/head", self.model.box_head.hidden(features), HEADS)
+        logits, deltas = (np.array(x) for x in self.model.box_head(features))
         columns = slice(None)
         if self.golden.about["background_first"]:
             logits = np.roll(logits, 1, axis=1)
@@ -216,15 +151,16 @@ class _Comparison:
             "box/box_regression", deltas.reshape(len(deltas), 4 * deltas.shape[1]), HEADS, columns=columns
         )
 
-    def _mask_head(self, pyramid):
+    def _mask_head(self, maps):
         boxes = self.golden.each(f"{self.case}/det/boxes_input")
         logits = self.golden.each(f"{self.case}/mask/logits")
         if not logits:
             return
         padded, valid = _padded(boxes)
-        pooled = self.model.mask_pooling(pyramid, padded, valid)
+        features = assembly.mask_features(self.model, maps, padded, valid, training=False)
+        pooled = self.model.box_pooling(maps, padded, valid) if self.model.stage5 else features
         self.compare("mask/pooled", _channels_first(pooled), HEADS)
-        ours = np.array(self.model.mask_head(pooled))
+        ours = np.array(self.model.mask_head(features))
         classes = np.concatenate(self._true_classes())
         known = classes < ours.shape[-1]
         own = np.array(of_class(ours, np.where(known, classes, 0)))
@@ -275,7 +211,7 @@ class _Comparison:
                 SCORES,
                 "absolute",
             )
-            if pasted:
+            if pasted and self.model.mask_head:
                 rles = ours.rles()
                 worst = _worst_mask([rles[i] for i in mine], [pasted[image][j] for j in their])
                 self.note(name.format("masks"), worst, MASK_DIFFERENCE, "1 - IoU")

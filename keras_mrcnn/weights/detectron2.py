@@ -7,7 +7,6 @@ Names as in its `modeling/backbone/{resnet,fpn}.py`, `modeling/proposal_generato
 from keras_mrcnn.weights import tables
 from keras_mrcnn.weights.tables import Row, Table
 
-BODIES = ("fpn", "c4", "dc5")
 IGNORED = (  # buffers, which some files have and some have not
     "pixel_mean",
     "pixel_std",
@@ -16,54 +15,43 @@ IGNORED = (  # buffers, which some files have and some have not
 )
 
 
-def detector(config, num_classes, body="fpn", masks=True, keypoint_convs=0, rgb=False):
+def detector(config, num_classes, keypoint_convs=0, rgb=False):
     """Table of a detector.
 
-    It serves R-50, R-101 and X-101-32x8d, COCO (80 classes), Cityscapes (8), LVIS (1203; v0.5: 1230) and the
-    baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm` batch, `rpn.convs` 2,
-    `box_head.convs` 4, `box_head.fcs` 1).
+    It serves R-50, R-101 and X-101-32x8d with FPN, C4 and DC5; COCO (80 classes), Cityscapes (8), LVIS (1203;
+    v0.5: 1230); and the baselines with large-scale jitter (`fpn.norm`, `box_head.norm`, `mask_head.norm`
+    batch, `rpn.convs` 2, `box_head.convs` 4, `box_head.fcs` 1).
 
     Args:
-        config: a `config.Model`.
+        config: a `config.Model`. backbone.features: fpn; c4: stage 5 is the head's, `roi_heads.res5`; c5: the
+            zoo's is dilated. mask_head.enabled: whether there is a mask head.
         num_classes: int, classes of the file without background.
-        body: "fpn"; "c4": C2..C4, and stage 5 in each region, without fully connected layers and without
-            convolutions before the masks' upsampling; "dc5": heads on a dilated C5.
-        masks: bool, whether there is a mask head.
         keypoint_convs: int, 3x3 convolutions of the keypoint head; 0: there is no such head. Published: 8.
         rgb: bool, whether the network was trained on RGB; all of the zoo takes BGR.
 
     Returns:
         A `Table`.
-
-    Raises:
-        ValueError: no such body.
     """
-    if body not in BODIES:
-        raise ValueError(f"`body` is one of {', '.join(BODIES)}. Received: body={body!r}")
-    rows = _body_rows(config.backbone, body, rgb)
-    if body == "fpn":
+    rows = _body_rows(config.backbone, rgb)
+    if config.backbone.features == "fpn":
         rows += _fpn_rows(config.fpn)
     rows += _rpn_rows(config.rpn)
-    if body != "c4":
-        rows += _box_rows(config.box_head)
-    rows += _prediction_rows(num_classes)
-    if masks:
-        rows += _mask_rows(config.mask_head, 0 if body == "c4" else config.mask_head.convs, num_classes)
+    rows += _box_rows(config.box_head)
+    rows += _prediction_rows(config.box_head, num_classes)
+    if config.mask_head.enabled:
+        rows += _mask_rows(config.mask_head, num_classes)
     if keypoint_convs:
         rows += _keypoint_rows(keypoint_convs)
     return Table(rows, IGNORED)
 
 
-def _body_rows(backbone, body, rgb):
+def _body_rows(backbone, rgb):
+    body = "backbone.bottom_up" if backbone.features == "fpn" else "backbone"
     rows = []
     for conv in tables.resnet_convs(backbone):
-        ours = conv.ours
-        theirs = "stem.conv1" if conv.part == "stem" else f"res{conv.stage}.{conv.block}.{conv.part}"
-        if body == "c4" and conv.stage == 5:
-            ours, theirs = ours.replace("backbone", "stage5"), f"roi_heads.{theirs}"
-        else:
-            theirs = f"backbone.bottom_up.{theirs}" if body == "fpn" else f"backbone.{theirs}"
-        rows += _conv_rows(ours, theirs, backbone.norm)
+        prefix = "roi_heads" if conv.station == "stage5" else body
+        name = "stem.conv1" if conv.part == "stem" else f"res{conv.stage}.{conv.block}.{conv.part}"
+        rows += _conv_rows(conv.ours, f"{prefix}.{name}", backbone.norm)
     if not rgb:
         rows[0] = rows[0]._replace(convert=tables.bgr_kernel)
     return rows
@@ -104,11 +92,11 @@ def _box_rows(head):
     return rows
 
 
-def _prediction_rows(num_classes):
+def _prediction_rows(head, num_classes):
     rows = []
     for ours, theirs, count in (
         ("classes", "cls_score", num_classes + 1),
-        ("deltas", "bbox_pred", 4 * num_classes),
+        ("deltas", "bbox_pred", 4 if head.class_agnostic else 4 * num_classes),
     ):
         prefix = f"roi_heads.box_predictor.{theirs}"
         weight, bias = tables.outputs(count, tables.dense), tables.outputs(count, tables.same)
@@ -117,12 +105,13 @@ def _prediction_rows(num_classes):
     return rows
 
 
-def _mask_rows(head, convs, num_classes):
+def _mask_rows(head, num_classes):
     rows, prefix = [], "roi_heads.mask_head"
-    for n in range(1, convs + 1):
+    for n in range(1, head.convs + 1):
         rows += _conv_rows(f"mask_head/conv{n}", f"{prefix}.mask_fcn{n}", head.norm)
     rows += _conv_rows("mask_head/upsample", f"{prefix}.deconv")
-    weight, bias = tables.outputs(num_classes, tables.kernel), tables.outputs(num_classes, tables.same)
+    masks = 1 if head.class_agnostic else num_classes
+    weight, bias = tables.outputs(masks, tables.kernel), tables.outputs(masks, tables.same)
     rows.append(Row("mask_head/logits/kernel", f"{prefix}.predictor.weight", weight))
     rows.append(Row("mask_head/logits/bias", f"{prefix}.predictor.bias", bias))
     return rows

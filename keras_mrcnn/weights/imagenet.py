@@ -51,6 +51,16 @@ def caffe2(config, names):
     return Table(rows, CAFFE2_IGNORED)
 
 
+def is_grouped(weights):
+    """Whether Caffe2's blobs, {name: array}, are of a ResNeXt: its 3x3 kernels see a part of the channels.
+
+    detectron2's copy of `X-101-32x8d.pkl` was trained with torchvision's rules, but for BGR: a standard
+    deviation of each channel, and the stride in the 3x3 convolution.
+    """
+    shape = np.shape(weights.get("res2_0_branch2b_w"))
+    return len(shape) == 4 and shape[1] < shape[0]
+
+
 def folded(config):
     """Table of a torchvision ResNet whose normalisation was folded into weight and bias, without `layer4`.
 

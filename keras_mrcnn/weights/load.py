@@ -31,7 +31,7 @@ class Report(NamedTuple):
         return "\n".join(lines + _cut(anew))
 
 
-def load_table(model, weights, table, source, anew=()):
+def load_table(model, weights, table, source, anew=(), within=()):
     """Fill the variables of a model from the arrays of a file.
 
     Args:
@@ -40,6 +40,7 @@ def load_table(model, weights, table, source, anew=()):
         table: `tables.Table`.
         source: where the weights come from, for messages.
         anew: prefixes of paths of variables that are not loaded and stay as they were initialised.
+        within: prefixes of paths of the only variables that this is about; without them it is about all.
 
     Returns:
         `Report`.
@@ -50,6 +51,8 @@ def load_table(model, weights, table, source, anew=()):
             and the model is as before.
     """
     variables = {variable.path: variable for variable in model.variables if is_weight(variable)}
+    if within:
+        variables = {path: kept for path, kept in variables.items() if path.startswith(tuple(within))}
     left = [path for path in variables if path.startswith(tuple(anew))] if anew else []
     rows = [row for row in table.rows if row.ours not in left]
     known = {row.theirs for row in table.rows}

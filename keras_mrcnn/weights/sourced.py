@@ -14,7 +14,8 @@ from keras_mrcnn.weights.files import read_weights
 from keras_mrcnn.weights.load import is_weight, load_table
 
 OF_THE_CLASSES = ("box_head/classes", "box_head/deltas", "mask_head/logits")
-C5 = ("backbone/c5",)
+BODY = ("backbone/", "stage5/", "rpn_backbone/")  # the stations of which an ImageNet network has weights
+C5 = ("backbone/c5", "stage5/c5", "rpn_backbone/c5")
 # What the weights of a backbone were trained with: `config.Model` must say so.
 TORCH = {
     "input.mean": [123.675, 116.28, 103.53],
@@ -39,7 +40,7 @@ def from_preset(source, num_classes=None, categories=None, like=None, overrides=
             )
         path = sources.resolve(source)
         weights = read_weights(path)
-        own, named = _classes_of(weights, own, settings.box_head.units)
+        own, named = _classes_of(weights, own, _classifier_inputs(settings))
     else:
         path = sources.resolve(source)
         twin = _own_model(path)
@@ -50,7 +51,7 @@ def from_preset(source, num_classes=None, categories=None, like=None, overrides=
         categories = _numbered(num_classes)
     model = MaskRCNN(settings, categories or own, **options)
     if not own:
-        return model, _load_backbone(model, model.config, weights, path)
+        return model, _load_body(model, weights, path)
     if known:
         table = _detector_table(presets.preset(known).family, settings, len(own), weights)
     else:
@@ -69,13 +70,25 @@ def _check_classes(num_classes, categories):
         raise ValueError("`categories` names at least one class. Received: an empty list.")
 
 
-def _classes_of(weights, published, units):
+def _classifier_inputs(config):
+    """What the classifier sees of each region, in numbers."""
+    head = config.box_head
+    if head.fcs:
+        return head.units
+    if head.convs:
+        return head.channels
+    if config.backbone.features == "fpn":
+        return config.fpn.channels
+    return 2048 if DEPTHS[config.backbone.name].bottlenecks else 512
+
+
+def _classes_of(weights, published, inputs):
     """The classes of a file, and whether their names are known.
 
     A file of other classes than the published one, as fine-tuning leaves it, tells only how many they are.
     """
     shape = np.shape(weights.get(tables.CLASSIFIER))
-    if not published or len(shape) != 2 or shape[0] < 2 or shape[1] != units:
+    if not published or len(shape) != 2 or shape[0] < 2 or shape[1] != inputs:
         return published, True  # if this is wrong, strict loading says so
     count = shape[0] - 1
     return (published, True) if count == len(published) else (_numbered(count), False)
@@ -129,6 +142,8 @@ def _detector_table(family, config, num_classes, weights):
 def load_backbone(model, source):
     """Weights of an ImageNet classifier into the backbone of a model.
 
+    Stage 5 of the C4 models and a backbone that is the RPN's own are filled from the same file.
+
     Args:
         model: `MaskRCNN`.
         source: whatever `sources.resolve` takes: the name of published weights, a file of torchvision, timm,
@@ -146,21 +161,31 @@ def load_backbone(model, source):
     else:
         path = sources.resolve(source)
         weights = read_weights(path)
-    return _load_backbone(model.backbone, model.config, weights, path)
+    return _load_body(model, weights, path, BODY)
 
 
-def _load_backbone(part, config, weights, source):
-    """Fills the backbone; `part` is it, or the whole model, of which the report then names the rest too."""
+def _load_body(model, weights, source, within=()):
+    """Fills the backbone. The report names the rest of the model too, unless it is only about `within`."""
+    config = model.config
+    if config.backbone.name not in DEPTHS:
+        raise ValueError(
+            "These weights are for a ResNet. `model.backbone.load()` fills a network of keras.applications. "
+            f"Received: model.backbone.name={config.backbone.name!r}"
+        )
     table, rules, anew = _backbone_table(config, weights, source)
     _check_rules(config, rules, source)
-    rest = [variable.path for variable in part.variables if not variable.path.startswith("backbone/")]
-    return load_table(part, weights, table, source, (*anew, *rest))
+    if config.rpn.own_features:
+        own = [row for row in table.rows if row.ours.startswith("backbone/")]
+        table.rows.extend(row._replace(ours=f"rpn_{row.ours}") for row in own)
+    rest = [variable.path for variable in model.variables if not variable.path.startswith(BODY)]
+    return load_table(model, weights, table, source, (*anew, *rest), within)
 
 
 def _backbone_table(config, weights, source):
     """The table for an ImageNet file, told by its names; its rules; what it does not hold."""
     if "conv1_w" in weights:
-        return imagenet.caffe2(config, weights), MSRA, ()
+        rules = TORCH if imagenet.is_grouped(weights) else MSRA
+        return imagenet.caffe2(config, weights), rules, ()
     if "conv1.bias" in weights and "bn1.weight" not in weights:
         return imagenet.folded(config), TORCH, C5
     if any(name.startswith("stack0_block0") for name in weights):

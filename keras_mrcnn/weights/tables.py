@@ -39,20 +39,22 @@ class Conv(NamedTuple):
     block: int  # from 0
     part: str  # "conv1", "conv2", "conv3" or "shortcut"; "stem"
     filters: int  # output channels
+    station: str = "backbone"  # where the model has it; stage 5 of the C4 models: "stage5"
 
     @property
     def ours(self):
         """Path of the layer in the model, "backbone/c2_block1/conv1"."""
         if self.part == "stem":
-            return "backbone/stem"
-        return f"backbone/c{self.stage}_block{self.block + 1}/{self.part}"
+            return f"{self.station}/stem"
+        return f"{self.station}/c{self.stage}_block{self.block + 1}/{self.part}"
 
 
 def resnet_convs(backbone, last_stage=5):
     """Every convolution of a ResNet or ResNeXt, in the order of the data.
 
     Args:
-        backbone: a `config.Backbone` whose name stands in `residual.DEPTHS`.
+        backbone: a `config.Backbone` whose name stands in `residual.DEPTHS`; with `features` c4 its stage 5
+            is a station of its own, which sees each region.
         last_stage: int, 2..5: where to stop.
 
     Returns:
@@ -64,10 +66,11 @@ def resnet_convs(backbone, last_stage=5):
     for stage, depth in zip(range(2, last_stage + 1), backbone.blocks or network.blocks):
         inner, outer = network.width * 2 ** (stage - 2), (256 if bottlenecks else 64) * 2 ** (stage - 2)
         widths = (inner, inner, outer) if bottlenecks else (outer, outer)
+        station = "stage5" if stage == 5 and backbone.features == "c4" else "backbone"
         for block in range(depth):
-            convs += [Conv(stage, block, f"conv{n}", filters) for n, filters in enumerate(widths, 1)]
+            convs += [Conv(stage, block, f"conv{n}", filters, station) for n, filters in enumerate(widths, 1)]
             if block == 0 and (stage > 2 or bottlenecks):
-                convs.append(Conv(stage, block, "shortcut", outer))
+                convs.append(Conv(stage, block, "shortcut", outer, station))
     return convs
 
 

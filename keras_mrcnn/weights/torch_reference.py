@@ -3,9 +3,11 @@
 import numpy as np
 
 from keras_mrcnn.weights import presets
-from keras_mrcnn.weights.certificate import Golden
+from keras_mrcnn.weights.golden import Golden
 
 BUILDERS = {  # family: the function of torchvision.models.detection
+    "torchvision.faster_rcnn": "fasterrcnn_resnet50_fpn",
+    "torchvision.faster_rcnn_v2": "fasterrcnn_resnet50_fpn_v2",
     "torchvision.mask_rcnn": "maskrcnn_resnet50_fpn",
     "torchvision.mask_rcnn_v2": "maskrcnn_resnet50_fpn_v2",
 }
@@ -99,12 +101,15 @@ def _watch(model, arrays):
         heads.box_predictor,
         lambda output: {"box/class_logits": output[0], "box/box_regression": output[1]},
     )
-    leave(heads.mask_roi_pool, lambda output: {"mask/pooled": output})
     kept = []
-    heads.mask_predictor.register_forward_hook(lambda _, __, output: kept.append(output))
+    if heads.has_mask():
+        leave(heads.mask_roi_pool, lambda output: {"mask/pooled": output})
+        heads.mask_predictor.register_forward_hook(lambda _, __, output: kept.append(output))
 
     def detections(output):
         boxes, labels = ([result[kind] for result in output[0]] for kind in ("boxes", "labels"))
+        if not kept:
+            return each("det/boxes_input", boxes)
         masks = kept.pop().split([len(label) for label in labels])
         own = [mask[range(len(label)), label] for mask, label in zip(masks, labels, strict=True)]
         return each("det/boxes_input", boxes) | each("mask/logits", own)

@@ -15,7 +15,7 @@ IGNORED = ("*.num_batches_tracked",)
 FIRST_FC = 6  # its head without convolutions counts on from the layers of VGG-16: fc6, fc7
 
 
-def detector(config, num_classes, masks=True, keypoint_convs=0, names=()):
+def detector(config, num_classes, keypoint_convs=0, names=()):
     """Table of Faster, Mask and Keypoint R-CNN with a ResNet and FPN.
 
     The models: `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn`, their `_v2`, `keypointrcnn_resnet50_fpn`,
@@ -23,9 +23,8 @@ def detector(config, num_classes, masks=True, keypoint_convs=0, names=()):
     moved to the end, its box deltas and its mask are dropped.
 
     Args:
-        config: a `config.Model`.
+        config: a `config.Model`; mask_head.enabled: whether there is a mask head.
         num_classes: int, classes of the file without background (90 for COCO).
-        masks: bool, whether there is a mask head.
         keypoint_convs: int, 3x3 convolutions of the keypoint head; 0: there is no such head. Published: 8.
         names: the names in the file (any container), which decide between old and new ones.
 
@@ -33,13 +32,18 @@ def detector(config, num_classes, masks=True, keypoint_convs=0, names=()):
         A `Table`.
 
     Raises:
-        ValueError: the config has a box head that torchvision does not make.
+        ValueError: the config has no FPN, or a box head that torchvision does not make.
     """
+    if config.backbone.features != "fpn":
+        raise ValueError(
+            "torchvision's detectors have a feature pyramid: model.backbone.features is fpn. "
+            f"Received: {config.backbone.features!r}"
+        )
     rows = body_rows(config.backbone, "backbone.body.")
     rows += _fpn_rows(config.fpn, names)
     rows += _rpn_rows(config.rpn, names)
     rows += _box_rows(config.box_head, num_classes)
-    if masks:
+    if config.mask_head.enabled:
         rows += _mask_rows(config.mask_head, num_classes, names)
     if keypoint_convs:
         rows += _keypoint_rows(keypoint_convs)
@@ -47,12 +51,12 @@ def detector(config, num_classes, masks=True, keypoint_convs=0, names=()):
 
 
 def resnet(config):
-    """Table of an ImageNet ResNet-18, -34, -50 or -101 of torchvision or timm: the backbone only.
+    """Table of an ImageNet ResNet or ResNeXt of torchvision or timm: the backbone only.
 
-    timm's plain ResNets (`resnet50.a1_in1k`, `resnet50_gn` with `backbone.norm` group, ...) have the same
-    names and meaning. Its variants c, d, s, t have a stem of three convolutions (`conv1.0.weight`) and, d and
+    timm's plain ones (`resnet50.a1_in1k`, `resnet50_gn` with `backbone.norm` group, ...) have the same names
+    and meaning. Its variants c, d, s, t have a stem of three convolutions (`conv1.0.weight`) and, d and
     t, an average pool before the shortcut's convolution (`downsample.1.weight`); SE and ECA ones more names;
-    ResNeXt and wide ones other shapes: strict loading refuses all of them. `resnetblur18` and `resnetblur50`
+    wide ones other shapes: strict loading refuses all of them. `resnetblur18` and `resnetblur50`
     cannot be told by their names, and are not to be loaded: they blur before each stride.
 
     Args:
@@ -62,7 +66,7 @@ def resnet(config):
 
 
 def body_rows(backbone, prefix):
-    """Rows of a ResNet with torchvision's names after `prefix`.
+    """Rows of a ResNet or ResNeXt with torchvision's names after `prefix`.
 
     Args:
         backbone: a `config.Backbone`.

@@ -43,11 +43,11 @@ def test_numbers_of_parameters(shared, name):
     assert network.count_params() == expected
 
 
-def loaded(network, channels, body, spec):
+def loaded(network, channels, features, spec):
     """The layer, for inputs of so many channels, filled with its part of a detectron2 model: all of it."""
     network(keras.Input((None, None, channels)))
-    backbone = config.Backbone(name=network.depth)
-    table = detectron2.detector(config.Model(backbone=backbone), 80, body=body)
+    backbone = config.Backbone(name=network.depth, features=features)
+    table = detectron2.detector(config.Model(backbone=backbone), 80)
     rows = [row for row in table.rows if row.ours.startswith(f"{network.name}/")]
     names = {row.theirs for row in rows}
     shapes = [row for row in spec["params"] if row[0] in names]
@@ -78,14 +78,14 @@ def compare(found, key, spec, data):
 
 
 @pytest.mark.parametrize(
-    "name, body, stages",
+    "name, features, stages",
     [
         ("d2_maskrcnn_r50_c4", "c4", ["c4"]),
-        ("d2_maskrcnn_r50_dc5", "dc5", ["c5"]),
+        ("d2_maskrcnn_r50_dc5", "c5", ["c5"]),
         pytest.param("d2_maskrcnn_x101_fpn", "fpn", ["c2", "c3", "c4", "c5"], marks=pytest.mark.proof),
     ],
 )
-def test_stages(shared, name, body, stages):
+def test_stages(shared, name, features, stages):
     spec = specification(shared, name)
     about = spec["config"]
     network = loaded(
@@ -96,7 +96,7 @@ def test_stages(shared, name, body, stages):
             name="backbone",
         ),
         3,
-        body,
+        features,
         spec,
     )
     maps = network(normalized_image(spec))

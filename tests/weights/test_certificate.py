@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from keras_mrcnn.cli import main
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import presets
-from keras_mrcnn.weights.certificate import Golden, Station, certify
+from keras_mrcnn.weights.certificate import Station, certify
+from keras_mrcnn.weights.golden import Golden
 from keras_mrcnn.weights.torch_reference import torchvision_golden
 from tests.weights import tiny
 from tests.weights.tiny import DETECTRON2, TORCHVISION
@@ -26,15 +27,14 @@ def own_golden(model):
     inputs = tiny.inputs()
     pixels = model.normalize(inputs["images"], inputs["image_sizes"])
     stages = model.backbone(pixels, training=False)
-    pyramid = model.fpn(stages, training=False)
-    logits, deltas = model.rpn_head(pyramid)
-    proposals, _, valid = model.proposals(logits, deltas, model.anchors(pyramid), inputs["image_sizes"])
-    pooled = model.box_pooling(pyramid, proposals, valid)
-    classes, boxes = (np.array(x) for x in model.box_head(pooled))
+    maps = model.fpn(stages, training=False) if model.fpn else stages[-1:]
+    logits, deltas = model.rpn_head(maps)
+    proposals, _, valid = model.proposals(logits, deltas, model.anchors(maps), inputs["image_sizes"])
+    pooled = model.box_pooling(maps, proposals, valid)
+    classes, boxes = (np.array(x) for x in model.box_head(model.stage5(pooled) if model.stage5 else pooled))
     found = {name: np.array(value[0]) for name, value in model(inputs, training=False).items()}
     count = int(found["num_detections"])
     detected = found["boxes"][:count]
-    own = model.mask_pooling(pyramid, detected[None], np.ones([1, count], bool))
     arrays = {
         "images/0": inputs["images"][0],
         "input/tensor": nchw(pixels),
@@ -46,11 +46,19 @@ def own_golden(model):
         "det/boxes/0": detected,
         "det/labels/0": found["classes"][:count] + 1,
         "det/scores/0": found["scores"][:count],
-        "mask/pooled": nchw(own),
-        "mask/logits/0": np.array(model.mask_head(own))[range(count), :, :, found["classes"][:count]],
     }
+    if model.mask_head:
+        pooling = model.box_pooling if model.stage5 else model.mask_pooling
+        own = pooling(maps, detected[None], np.ones([1, count], bool))
+        logits_of_masks = model.mask_head(model.stage5(own) if model.stage5 else own)
+        arrays["mask/pooled"] = nchw(own)
+        arrays["mask/logits/0"] = np.array(logits_of_masks)[range(count), :, :, found["classes"][:count]]
     arrays |= {f"body/c{level}": nchw(stage) for level, stage in enumerate(stages, 2)}
-    arrays |= {f"fpn/p{level}": nchw(features) for level, features in enumerate(pyramid, 2)}
+    levels = [f"p{level}" for level in range(2, 7)] if model.fpn else [f"res{len(stages) + 1}"]
+    for level, features, scores in zip(levels, maps, logits, strict=True):
+        arrays[f"rpn/objectness/{level}"] = nchw(np.reshape(scores, [*features.shape[:3], -1]))
+        if model.fpn:
+            arrays[f"fpn/{level}"] = nchw(features)
     about = {"background_first": True, "channels": "RGB", "cases": {"one": {}}}
     return Golden({f"one/{name}": array for name, array in arrays.items()}, about)
 
@@ -88,7 +96,7 @@ class TestOwnGolden:
             "mask/logits/0",
             *(f"det/{x}/0" for x in ("unmatched", "order", "boxes", "scores")),
         ]
-        assert len(names) == 20 and all(station.error == 0 for station in stations)
+        assert len(names) == 25 and all(station.error == 0 for station in stations)
 
     @pytest.mark.parametrize(
         "path, first", [("fpn/output3/bias", "fpn/p3"), ("mask_head/logits/bias", "mask/logits/0")]
@@ -187,6 +195,55 @@ class TestOwnGolden:
                 certify(model, wrong)
 
 
+class TestOtherArchitectures:
+    """One map instead of a pyramid, stage 5 on each region, no masks."""
+
+    @pytest.fixture(scope="class", params=[tiny.C4, tiny.DC5, tiny.FASTER])
+    @classmethod
+    def like(cls, request):
+        return request.param
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, like, tmp_path_factory):
+        file = tiny.write(tmp_path_factory.mktemp("files") / "weights.npz", tiny.state(like))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(presets, "preset_model", tiny.preset_model)
+            return MaskRCNN.from_preset(file, like=like)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def golden(cls, model):
+        return own_golden(model)
+
+    def test_a_model_agrees_with_itself(self, like, model, golden):
+        (stations,) = certify(model, golden).values()
+        assert all(station.error == 0 for station in stations)
+        names = [station.name for station in stations]
+        last = {tiny.C4: 4, tiny.DC5: 5}.get(like)
+        expected = ["input/tensor", *(f"body/c{level}" for level in range(2, (last or 5) + 1))]
+        expected += [] if last else [f"fpn/p{level}" for level in range(2, 7)]
+        levels = [f"res{last}"] if last else ["p2", "p3", "p4", "p5", "p6"]
+        expected += [f"rpn/objectness/{level}" for level in levels]
+        expected += ["rpn/proposals", "box/pooled", "box/class_logits", "box/box_regression"]
+        expected += [] if like == tiny.FASTER else ["mask/pooled", "mask/logits/0"]
+        assert names == expected + [f"det/{x}/0" for x in ("unmatched", "order", "boxes", "scores")]
+
+    def test_one_weight_changed(self, like, model, golden):
+        path, first, right = {
+            tiny.C4: ("stage5/c5_block1/conv2/kernel", "box/class_logits", {"box/pooled", "mask/pooled"}),
+            tiny.DC5: ("backbone/c5_block1/conv2/kernel", "body/c5", {"body/c4"}),
+            tiny.FASTER: ("fpn/output3/bias", "fpn/p3", {"fpn/p2"}),
+        }[like]
+        (variable,) = (variable for variable in model.variables if variable.path == path)
+        before = variable.numpy()
+        variable.assign(before + np.float32(0.1))
+        found = differing(model, golden)
+        variable.assign(before)
+        assert found[0] == first and not right & set(found)
+        assert like != tiny.C4 or "mask/logits/0" in found
+
+
 class TestGoldenFiles:
     def test_round_trip(self, golden, tmp_path):
         golden.save(tmp_path / "golden.npz")
@@ -256,7 +313,7 @@ class TestConvert:
         assert result.exit_code == 0 and written, result.output
         lines = result.output.splitlines()
         assert lines[:2] == [f"{file}: loaded 96/96", "one:"]
-        assert len(lines) == 2 + 20 + 1 and lines[-1] == f"-> {tmp_path / 'kept'}"
+        assert len(lines) == 2 + 25 + 1 and lines[-1] == f"-> {tmp_path / 'kept'}"
         assert lines[3].split() == "body/c2 0.00e+00 (limit 2e-04) of the standard deviation".split()
 
     def test_a_difference_is_named_and_nothing_is_written(self, convert, golden, tmp_path):

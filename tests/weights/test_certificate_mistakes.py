@@ -4,7 +4,8 @@ import pytest
 
 from keras_mrcnn.conv_norm import FrozenNormalization
 from keras_mrcnn.weights import tables
-from keras_mrcnn.weights.certificate import Golden, certify
+from keras_mrcnn.weights.certificate import certify
+from keras_mrcnn.weights.golden import Golden
 from tests.weights import tiny
 from tests.weights.test_parity import GOLDEN, Reference
 

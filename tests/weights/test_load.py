@@ -56,6 +56,17 @@ def refusal(model, file, table=WHOLE, anew=()):
     return str(error.value).splitlines()
 
 
+def test_a_part_of_the_model(head, file):
+    before = values(head)
+    part = Table([row for row in ROWS if "upsample" in row.ours], ("head.first.*", "head.last.*"))
+    report = load_table(head, file, part, "weights.pth", within=("mask_head/upsample",))
+    assert str(report) == "loaded 2/2"
+    for path, value in values(head).items():
+        assert np.array_equal(value, before[path]) != ("upsample" in path), path
+    missing = load_table(head, file, part, "w", ("mask_head/upsample/bias",), ("mask_head/upsample",))
+    assert set(missing.initialised) == {"mask_head/upsample/bias"} and len(missing.loaded) == 1
+
+
 def test_everything_is_loaded(head, file):
     file["head.norm.num_batches_tracked"] = np.int64(3)
     report = load_table(head, file, WHOLE, "weights.pth")

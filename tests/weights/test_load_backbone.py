@@ -142,22 +142,26 @@ class TestTorchvision:
         assert "no classifier" in message and "backbone.body.conv1.weight" in message
 
 
-class TestMSRA:
-    @pytest.fixture
-    def file(self, resnet50, tmp_path):
-        """As detectron2 keeps R-50.pkl: a pickle of Caffe2's blobs."""
-        rng, arrays = np.random.default_rng(0), {"conv1_b": np.zeros(64), "fc1000_w": np.zeros([1000, 2048])}
-        kinds = {"gamma": "gamma", "beta": "beta", "moving_mean": "running_mean"}
-        for ours, value in values(resnet50.backbone).items():
-            _, *block, part, kind = ours.replace("/normalization/", "/").split("/")
+def caffe2_file(model, path):
+    """As detectron2 keeps R-50.pkl: a pickle of Caffe2's blobs, random, of one block in each stage."""
+    rng, arrays = np.random.default_rng(0), {"conv1_b": np.zeros(64), "fc1000_w": np.zeros([1000, 2048])}
+    kinds = {"gamma": "gamma", "beta": "beta", "moving_mean": "running_mean"}
+    for ours, value in values(model).items():
+        station, *block, part, kind = ours.replace("/normalization/", "/").split("/")
+        if station in ("backbone", "stage5"):
             prefix = f"res{block[0][1]}_0_{PARTS[part]}" if block else "res_conv1"
             name = f"{prefix}_bn_{kinds.get(kind, 'running_var')}"
             if kind == "kernel":
                 name = f"{prefix}_w" if block else "conv1_w"
             arrays[name] = rng.random(value.shape[::-1], np.float32)
-        path = tmp_path / "R-50.pkl"
-        path.write_bytes(pickle.dumps(arrays, protocol=2))
-        return path, arrays
+    path.write_bytes(pickle.dumps(arrays, protocol=2))
+    return path, arrays
+
+
+class TestMSRA:
+    @pytest.fixture
+    def file(self, resnet50, tmp_path):
+        return caffe2_file(resnet50, tmp_path / "R-50.pkl")
 
     def test_weights(self, resnet50, file):
         path, arrays = file
@@ -183,6 +187,63 @@ class TestMSRA:
         path, _ = torch_file(resnet50, tmp_path / "resnet50.npz")
         message = refusal(resnet50, path)
         assert "model.backbone.stride_in_1x1 is True, these weights were trained with False" in message
+
+
+class TestOtherBodies:
+    BLOCKS = "backbone.blocks=[1,1,1,1]"
+
+    def test_stage_5_of_c4(self, tmp_path):
+        model = built(self.BLOCKS, *MSRA, "backbone.features=c4")
+        path, arrays = caffe2_file(model, tmp_path / "R-50.pkl")
+        report = model.load_backbone(path)
+        body = [*model.backbone.variables, *model.stage5.variables]
+        assert str(report) == f"loaded {len(body)}/{len(body)}"
+        found = values(model)
+        kernel = arrays["res5_0_branch2b_w"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(found["stage5/c5_block1/conv2/kernel"], kernel)
+        kernel = arrays["res4_0_branch2b_w"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(found["backbone/c4_block1/conv2/kernel"], kernel)
+
+    def test_stage_5_of_c4_that_the_file_has_not(self, shared):
+        model = built("backbone.name=resnet18", "backbone.features=c4", "rpn.own_features=true")
+        report = model.load_backbone(shared / TestFolded.FILE)
+        assert set(report.initialised) == {v.path for v in model.stage5.variables}
+        assert len(report.loaded) == 2 * len(model.backbone.variables)
+
+    @pytest.mark.parametrize("features", ["fpn", "c4"])
+    def test_the_features_of_the_rpn(self, tmp_path, features):
+        model = built(self.BLOCKS, *MSRA, f"backbone.features={features}", "rpn.own_features=true")
+        path, _ = caffe2_file(model, tmp_path / "R-50.pkl")
+        assert not model.load_backbone(path).initialised
+        found = values(model)
+        own = [path for path in found if path.startswith("rpn_backbone/")]
+        assert len(own) == len(model.backbone.variables)
+        for path in own:
+            np.testing.assert_array_equal(found[path], found[path.removeprefix("rpn_")], path)
+
+    def test_resnext(self, resnet50, tmp_path, monkeypatch):
+        """X-101-32x8d.pkl goes by torchvision's rules, R-50.pkl and R-101.pkl by MSRA's."""
+        model = built("backbone.name=resnext101_32x8d", self.BLOCKS)
+        path, arrays = caffe2_file(model, tmp_path / "X-101-32x8d.pkl")
+        assert arrays["res2_0_branch2b_w"].shape == (256, 8, 3, 3)
+        assert not model.load_backbone(path).initialised
+        found = values(model)
+        kernel = arrays["res5_0_branch2b_w"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(found["backbone/c5_block1/conv2/kernel"], kernel)
+        np.testing.assert_array_equal(
+            found["backbone/stem/kernel"], arrays["conv1_w"][:, ::-1].transpose(2, 3, 1, 0)
+        )
+        monkeypatch.setattr(model, "config", config.override(model.config, MSRA))
+        message = refusal(model, path)
+        assert "model.backbone.stride_in_1x1 is True, these weights were trained with False" in message
+        other = tmp_path / "R-50.pkl"
+        caffe2_file(resnet50, other)
+        assert "of another shape" in refusal(model, other)
+
+    def test_a_network_of_keras_applications(self, resnet18, tmp_path, monkeypatch):
+        path, _ = torch_file(resnet18, tmp_path / "resnet18.npz")
+        monkeypatch.setattr(resnet18.config.backbone, "name", "EfficientNetV2S")
+        assert "`model.backbone.load()` fills a network of keras.applications" in refusal(resnet18, path)
 
 
 class TestKerasApplications:

@@ -6,6 +6,7 @@ Those in `tests/golden` run anywhere; the others, with the slow proofs, when the
 import gc
 import json
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -19,18 +20,34 @@ from keras_mrcnn.data.masks import object_crop
 from keras_mrcnn.geometry import boxes as box_ops
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import detectron2, presets, torchvision
-from keras_mrcnn.weights.certificate import Golden, certify, network_inputs
+from keras_mrcnn.weights.certificate import certify, network_inputs
+from keras_mrcnn.weights.golden import Golden
 from keras_mrcnn.weights.load import load_table
 from tests.golden import filling
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 HERE = ["tv_mini", "tv_small", "tv_maskrcnn_r50_fpn_v2", "d2_maskrcnn_r50_fpn"]
-SHARED = ["tv_maskrcnn_r50_fpn", "d2_maskrcnn_r101_fpn"]
+SHARED = [
+    "tv_fasterrcnn_r50_fpn",
+    "tv_maskrcnn_r50_fpn",
+    "d2_maskrcnn_r101_fpn",
+    "d2_maskrcnn_x101_fpn",
+    "d2_maskrcnn_r50_c4",
+    "d2_maskrcnn_r50_dc5",
+]
 PRESETS = {
     "tv_maskrcnn_r50_fpn": "torchvision/mask_rcnn_r50_fpn",
     "tv_maskrcnn_r50_fpn_v2": "torchvision/mask_rcnn_r50_fpn_v2",
     "d2_maskrcnn_r50_fpn": "detectron2/mask_rcnn_r50_fpn_3x",
     "d2_maskrcnn_r101_fpn": "detectron2/mask_rcnn_r101_fpn_3x",
+    "d2_maskrcnn_x101_fpn": "detectron2/mask_rcnn_x101_fpn_3x",
+    "d2_maskrcnn_r50_c4": "detectron2/mask_rcnn_r50_c4_3x",
+    "d2_maskrcnn_r50_dc5": "detectron2/mask_rcnn_r50_dc5_3x",
+    "tv_fasterrcnn_r50_fpn": "torchvision/faster_rcnn_r50_fpn",
+}
+CUT = {  # what the references have smaller than published, for the sake of time
+    "d2_maskrcnn_r50_c4": ["proposals.post_nms_test=80", "detections.max_detections=40"],
+    "d2_maskrcnn_r50_dc5": ["proposals.post_nms_test=300", "box_head.units=256"],
 }
 SMALL = {  # what the small models have instead of torchvision's published one
     "tv_mini": [
@@ -50,6 +67,38 @@ LOSSES = {
 }
 
 
+def settings_of(name, spec):
+    """The config of the published preset, for parity proves what `from_preset` builds; and its classes."""
+    settings = presets.preset_model(PRESETS.get(name, "torchvision/mask_rcnn_r50_fpn"))[0]
+    about = spec["config"]
+    overrides = ["backbone.frozen_stages=0", *CUT.get(name, [])]
+    if name in SMALL:
+        overrides += [*SMALL[name], f"backbone.norm_epsilon={about['norm_eps']}"]
+        overrides += [f"detections.max_detections={about['box_detections_per_img']}"]
+        overrides += [f"proposals.post_nms_test={about['rpn_post_nms_top_n']['testing']}"]
+    if name.startswith("tv_"):
+        return config.override(settings, overrides), about["num_classes_with_background"] - 1
+    return config.override(settings, overrides), about["num_classes_without_background"]
+
+
+def stations_of(model):
+    """Names of what every case compares, by the architecture."""
+    names = ["input/tensor", "rpn/proposals", "box/pooled", "box/head", "box/class_logits"]
+    names += ["box/box_regression", *(f"det/{name}/0" for name in ("unmatched", "order", "boxes", "scores"))]
+    if model.fpn:
+        names += [f"body/c{level}" for level in range(2, 6)]
+        levels = [f"p{level}" for level in range(2, 7)]
+        names += [f"fpn/{level}" for level in levels]
+    else:
+        last = 4 if model.stage5 else 5
+        names.append(f"body/c{last}")
+        levels = [f"res{last}"]
+    names += [f"rpn/{name}/{level}" for name in ("objectness", "deltas", "decoded") for level in levels]
+    if model.mask_head:
+        names += ["mask/pooled", "mask/logits/0", "det/masks/0"]
+    return set(names)
+
+
 class Reference:
     """One golden file, and our model with its weights."""
 
@@ -59,7 +108,14 @@ class Reference:
         with np.load(folder / f"{name}.npz") as file:
             self.arrays = {key: file[key] for key in file.files}
         self.of_torchvision = name.startswith("tv_")
-        settings, num_classes = self._settings()
+        settings, num_classes = settings_of(name, self.spec)
+        kept = self.spec["cases"]["train"]["rpn_post_nms_top_n_train"]
+        overrides = [f"proposals.post_nms_train={kept}"]
+        if name.endswith("_v2"):  # the reference's training case uses the running statistics
+            overrides += [
+                f"{station}.norm=frozen" for station in ("backbone", "fpn", "box_head", "mask_head")
+            ]
+        settings = config.override(settings, overrides)
         self.weights = weights = filling.state(self.spec)
         self.model = MaskRCNN(settings, [f"class {index}" for index in range(num_classes)])
         if self.of_torchvision:
@@ -67,23 +123,6 @@ class Reference:
         else:
             self.table = detectron2.detector(settings, num_classes)
         self.report = load_table(self.model, weights, self.table, name)
-
-    def _settings(self):
-        """The config of the published preset: parity proves what `from_preset` builds."""
-        settings = presets.preset_model(PRESETS.get(self.name, "torchvision/mask_rcnn_r50_fpn"))[0]
-        overrides = ["backbone.frozen_stages=0", "proposals.post_nms_train=300"]
-        if self.name.endswith("_v2"):  # the reference's training case uses the running statistics
-            overrides += [
-                f"{station}.norm=frozen" for station in ("backbone", "fpn", "box_head", "mask_head")
-            ]
-        about = self.spec["config"]
-        if self.name in SMALL:
-            overrides += [*SMALL[self.name], f"backbone.norm_epsilon={about['norm_eps']}"]
-            overrides += [f"detections.max_detections={about['box_detections_per_img']}"]
-            overrides += [f"proposals.post_nms_test={about['rpn_post_nms_top_n']['testing']}"]
-        if self.of_torchvision:
-            return config.override(settings, overrides), about["num_classes_with_background"] - 1
-        return config.override(settings, overrides), about["num_classes_without_background"]
 
     def images(self, case):
         return [filling.image(*size_and_seed) for size_and_seed in self.spec["cases"][case]["images"]]
@@ -118,18 +157,28 @@ def test_everything_is_loaded(ours):
     assert str(ours.report) == f"loaded {len(weights)}/{len(weights)}"
 
 
+def printed(name, errors):
+    """Shows the largest error of each kind of station."""
+    print(f"\n{name}: " + ", ".join(f"{kind} {error:.1e}" for kind, error in errors.items()))
+
+
 def test_every_station(ours):
     compared = certify(ours.model, ours.golden())
+    worst = {}
+    for station in (station for stations in compared.values() for station in stations):
+        kind = re.sub(r"/(c|p|res)?\d+$", "", station.name)
+        worst[kind] = max(worst.get(kind, 0), station.error)
+    printed(ours.name, worst)
     assert set(compared) == {case for case in ours.spec["cases"] if not case.startswith("train")}
     for case, stations in compared.items():
         wrong = [str(station) for station in stations if not station.passed]
         assert not wrong, "\n".join([f"{ours.name}, case {case}:", *wrong])
-        names = " ".join(station.name for station in stations)
-        assert len(stations) > 30
-        for name in ("input/tensor", "body/c5", "fpn/p6", "rpn/decoded/p6", "rpn/proposals", "box/pooled"):
-            assert name in names
-        for name in ("box/head", "box/class_logits", "box/box_regression", "mask/logits/0", "det/masks/0"):
-            assert name in names
+        found = {station.name for station in stations}
+        assert not stations_of(ours.model) - found
+        # nothing else but the same of a second image
+        assert {name.rsplit("/", 1)[0] for name in found - stations_of(ours.model)} <= {
+            name.rsplit("/", 1)[0] for name in stations_of(ours.model) if name.endswith("/0")
+        }
 
 
 def training_batch(ours, case):
@@ -217,29 +266,39 @@ def step(ours, case):
 
 
 def assert_losses(losses, theirs, rtol, **closer):
+    """Compares all losses; returns the largest relative difference."""
+    assert len(losses) == len(theirs)
+    worst = 0
     for name, loss in losses.items():
         expected = next(theirs[their] for their in LOSSES[name] if their in theirs)
         assert loss == pytest.approx(expected, rel=closer.get(name, rtol), abs=1e-9), name
+        worst = max(worst, abs(loss - expected) / max(expected, 1e-9))
+    return worst
 
 
 def test_training_step(ours, monkeypatch):
     """Losses, gradient norms and values, with the reference's mask targets."""
     monkeypatch.setattr(keras_mrcnn.model, "mask_targets", with_stored_masks(ours, "train"))
     losses, gradients = step(ours, "train")
-    assert_losses(losses, ours.spec["train_losses"], 1e-4)
+    worst = {"losses": assert_losses(losses, ours.spec["train_losses"], 1e-4)}
     rows = {row.theirs: row for row in ours.table.rows}
     norms = {
         name: norm for name, norm in ours.spec["train_grad_norms"].items() if rows[name].ours in gradients
     }
     assert len(norms) > 50
-    for name, norm in norms.items():
-        assert float(tf.norm(gradients[rows[name].ours])) == pytest.approx(norm, rel=1e-2), name
+    found = {name: float(tf.norm(gradients[rows[name].ours])) for name in norms}
+    worst["gradient norms"] = max(abs(found[name] / norms[name] - 1) for name in norms)
+    assert found == pytest.approx(norms, rel=1e-2)
+    worst["gradient values"] = 0
     for key, values in ours.arrays.items():
         name = key.removeprefix("train/grad/")
         if name != key and name in norms:
             gradient = first_values(gradients[rows[name].ours].numpy(), rows[name], len(values))
             if gradient is not None:
                 np.testing.assert_allclose(gradient, values, rtol=0, atol=2e-2 * np.abs(values).max())
+                error = np.abs(gradient - values).max() / np.abs(values).max()
+                worst["gradient values"] = max(worst["gradient values"], error)
+    printed(ours.name, worst)
 
 
 def first_values(gradient, row, count):
@@ -256,7 +315,11 @@ def first_values(gradient, row, count):
 
 
 def test_training_step_with_our_own_mask_targets(ours):
-    """Ours are cut from a 112 x 112 crop of each object, theirs from the whole image: 0.2 % of the loss."""
+    """Ours are cut from a 112 x 112 crop of each object, theirs from the whole image: 0.2 % of the loss.
+
+    The masks of C4 have a quarter of the pixels, of which 22 of 2940 differ.
+    """
+    limit = 4e-3 if ours.model.stage5 else 2e-3
     for case in [case for case in ours.spec["cases"] if case.startswith("train")]:
         theirs = ours.spec["train_losses"] if case == "train" else ours.spec["train_losses_more"][case]
-        assert_losses(step(ours, case)[0], theirs, 1e-4, mask=2e-3)
+        assert_losses(step(ours, case)[0], theirs, 1e-4, mask=limit)

@@ -125,7 +125,25 @@ def test_settings_are_those_of_the_parity_models(shared, parity, name):
         convs = 1
         assert model.rpn.smooth_l1_beta == given["rpn_smooth_l1_beta"]
         assert model.box_head.smooth_l1_beta == given["box_smooth_l1_beta"]
-        assert given["depth"] == (101 if "101" in name else 50)
+        assert (
+            model.backbone.name
+            == {
+                (50, 1, 64): "resnet50",
+                (101, 1, 64): "resnet101",
+                (101, 32, 8): "resnext101_32x8d",
+            }[given["depth"], given["num_groups"], given["width_per_group"]]
+        )
+        features = {"res4": "c4", "res5": "c5"}.get(given["rpn_in_features"][0], "fpn")
+        assert (model.backbone.features, model.backbone.dilated) == (features, given["res5_dilation"] == 2)
+        assert model.rpn.channels == parameters["proposal_generator.rpn_head.conv.weight"][0]
+        assert model.box_head.pool_size == given["box_pool"]["output"]
+        assert model.box_head.fcs == given["box_fc"][0]
+        # after its stride the region is 7 x 7
+        assert features != "c4" or model.box_head.pool_size == 7 * model.backbone.region_stride
+        if model.mask_head.enabled:
+            about = given["mask"]["num_conv"], given["mask"]["conv_dim"], given["mask"]["output"]
+            assert (model.mask_head.convs, model.mask_head.channels, model.mask_head.pool_size) == about
+    assert model.mask_head.enabled == any(name.startswith("roi_heads.mask") for name in parameters)
     assert (model.anchors.rounded, model.anchors.fitted_strides) == (first, first)
     assert (model.roi_align.aligned, model.roi_align.sampling_ratio) == pool
     assert model.input.resize == ("plain" if first else "pillow")
@@ -193,6 +211,10 @@ def test_settings_that_no_parity_model_shows():
     assert legacy.backbone.norm_epsilon == 1e-5  # torchvision takes the epsilon from COCO_V1 only
     msra = model_of("detectron2/resnet101_imagenet_msra")
     assert (msra.backbone.name, msra.backbone.stride_in_1x1, msra.input.std) == ("resnet101", True, [1.0] * 3)
+    # detectron2's configs of X-101-32x8d: STRIDE_IN_1X1 False, PIXEL_STD of blue, green, red
+    resnext = model_of("detectron2/resnext101_32x8d_imagenet")
+    assert resnext.backbone == config.Backbone("resnext101_32x8d")
+    assert resnext.input.std == [58.395, 57.12, 57.375]
     assert model_of("torchvision/resnet50_imagenet_v2") == config.Model()
     assert model_of("torchvision/resnet18_imagenet_v1").backbone == config.Backbone("resnet18")
 

@@ -146,6 +146,32 @@ def test_detectron2(tmp_path, capsys):
     np.testing.assert_array_equal(found["box_head/classes/kernel"], logits.T)
 
 
+@pytest.mark.parametrize("like", [tiny.C4, tiny.DC5, tiny.FASTER])
+@pytest.mark.parametrize("num_classes", [3, 2])
+def test_other_architectures(tmp_path, capsys, like, num_classes):
+    """The published classes, and those of a file that was fine-tuned."""
+    arrays = tiny.state(like, num_classes)
+    file = tiny.write(tmp_path / "model_final.pkl", arrays)
+    model = MaskRCNN.from_preset(file, like=like)
+    assert reported(capsys) == [f"{file}: loaded {len(arrays)}/{len(arrays)}"]
+    assert len(model.categories) == num_classes
+    found = values(model)
+    if like == tiny.C4:
+        name = "roi_heads.res5.0.conv2.weight"
+        kernel = arrays[name].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(found["stage5/c5_block1/conv2/kernel"], kernel)
+        assert model.config.backbone.features == "c4" and model.box_pooling.strides == [16]
+    elif like == tiny.DC5:
+        kernel = arrays["backbone.res5.0.conv2.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(found["backbone/c5_block1/conv2/kernel"], kernel)
+        assert model.config.backbone.dilated and model.box_pooling.strides == [16]
+    assert ("masks" in model(tiny.inputs(), training=False)) == (like != tiny.FASTER)
+    again = MaskRCNN.from_preset(file, like=like, categories=["one"])
+    anew = 4 if like == tiny.FASTER else 6
+    assert reported(capsys)[0] == f"{file}: loaded {len(arrays) - anew}/{len(arrays)}"
+    assert len(again.categories) == 1
+
+
 def test_a_published_model_in_its_real_size(monkeypatch, tmp_path, capsys):
     """torchvision's v2, the weights made by rule, in a pickle as detectron2 writes it."""
     monkeypatch.setattr(presets, "preset_model", tiny.REAL)
@@ -235,7 +261,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match="Give `like`, the name of the published weights .*presets"):
             MaskRCNN.from_preset(file)
 
-    @pytest.mark.parametrize("name", ["detectron2/mask_rcnn_r50_c4_3x", "torchvision/faster_rcnn_r50_fpn"])
+    @pytest.mark.parametrize(
+        "name", ["detectron2/keypoint_rcnn_r50_fpn_3x", "torchvision/keypoint_rcnn_r50_fpn"]
+    )
     def test_not_available_is_said_before_anything_is_fetched(self, monkeypatch, file, name):
         monkeypatch.setattr(presets, "preset_model", tiny.REAL)
         monkeypatch.setattr(sources, "resolve", lambda source: pytest.fail(f"{source} was fetched"))
@@ -285,6 +313,13 @@ class TestBackbonePresets:
         assert lines[1].startswith("  initialised anew: fpn/lateral2/kernel, ")
         assert lines[-1] == f"  ... and {whole - inside - 20} more" and len(lines) == 22
         assert [category.name for category in model.categories] == ["nucleus"]
+
+    def test_a_detector_without_pyramid_on_it(self, file, capsys):
+        model = MaskRCNN.from_preset(file, like=self.NAME, num_classes=1, overrides=["backbone.features=c4"])
+        inside = len(model.backbone.variables) + len(model.stage5.variables)
+        lines = reported(capsys)
+        assert lines[0] == f"{file}: loaded {inside}/{len(values(model))}"
+        assert lines[1].startswith("  initialised anew: rpn_head/conv/kernel, ")
 
     def test_it_knows_no_classes(self, monkeypatch):
         monkeypatch.setattr(sources, "resolve", lambda source: pytest.fail(f"{source} was fetched"))

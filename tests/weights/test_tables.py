@@ -170,6 +170,13 @@ class TestResNetConvs:
             ("backbone/c3_block2/conv3", 512),
         ]
 
+    def test_stage_5_of_c4_is_a_station_of_its_own(self):
+        whole = [conv.ours for conv in tables.resnet_convs(config.Backbone())]
+        parted = [conv.ours for conv in tables.resnet_convs(config.Backbone(features="c4"))]
+        assert parted[-1] == "stage5/c5_block3/conv3" and len(parted) == 53
+        assert [path.replace("stage5/", "backbone/") for path in parted] == whole
+        assert not any(path.startswith("backbone/c5") for path in parted)
+
     def test_basic_blocks_project_from_c3_on(self):
         convs = tables.resnet_convs(config.Backbone(name="resnet18"), last_stage=3)
         assert [conv.ours for conv in convs if conv.part == "shortcut"] == ["backbone/c3_block1/shortcut"]

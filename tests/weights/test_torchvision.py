@@ -12,11 +12,12 @@ from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import torchvision
 from keras_mrcnn.weights.tables import number_of_classes
 
+NO_MASKS = {"mask_head": {"enabled": False}}
 # spec -> what its config changes, and what its table is asked for
 MODELS = {
     "tv_maskrcnn_r50_fpn": ({}, {}),
-    "tv_fasterrcnn_r50_fpn": ({}, {"masks": False}),
-    "tv_keypointrcnn_r50_fpn": ({}, {"masks": False, "keypoint_convs": 8}),
+    "tv_fasterrcnn_r50_fpn": (NO_MASKS, {}),
+    "tv_keypointrcnn_r50_fpn": (NO_MASKS, {"keypoint_convs": 8}),
     "tv_maskrcnn_r50_fpn_v2": (
         {
             "fpn": {"norm": "batch"},
@@ -36,8 +37,8 @@ MODELS = {
         {},
     ),
     "tv_mini_keypoint": (
-        {"backbone": {"blocks": [1, 1, 2, 1]}, "box_head": {"units": 128}},
-        {"masks": False, "keypoint_convs": 2},
+        {"backbone": {"blocks": [1, 1, 2, 1]}, "box_head": {"units": 128}, **NO_MASKS},
+        {"keypoint_convs": 2},
     ),
 }
 
@@ -104,8 +105,6 @@ def test_targets_are_the_variables_of_the_model(name, shared):
     model_config, table, parameters, classes = opened(name, shared)
     built = MaskRCNN(model_config, [str(index) for index in range(classes)])
     variables = {v.path: tuple(v.shape) for v in built.variables if "seed_generator" not in v.path}
-    if MODELS[name][1].get("masks") is False:
-        variables = {path: shape for path, shape in variables.items() if not path.startswith("mask_head/")}
     found = {
         row.ours: row.convert(np.broadcast_to(np.float32(0), parameters[row.theirs][0])).shape
         for row in table.rows
@@ -239,6 +238,12 @@ def test_number_of_classes_of_the_files(model):
 def test_a_box_head_that_torchvision_has_not():
     with pytest.raises(ValueError, match="two fully connected layers.*fcs=1"):
         torchvision.detector(config.model_from_dict({"box_head": {"fcs": 1}}), 1)
+
+
+@pytest.mark.parametrize("features", ["c4", "c5"])
+def test_torchvision_has_no_other_features(features):
+    with pytest.raises(ValueError, match=f"features is fpn. Received: '{features}'"):
+        torchvision.detector(config.model_from_dict({"backbone": {"features": features}}), 1)
 
 
 class TestResNet:

@@ -11,6 +11,8 @@ from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import detectron2, presets, torchvision
 
 TORCHVISION, DETECTRON2 = "torchvision/mask_rcnn_r50_fpn", "detectron2/mask_rcnn_r50_fpn_3x"
+FASTER = "torchvision/faster_rcnn_r50_fpn"
+C4, DC5 = "detectron2/mask_rcnn_r50_c4_3x", "detectron2/mask_rcnn_r50_dc5_3x"
 NAMES = ["cat", "dog", "cow"]
 SMALL = [
     "backbone.name=resnet18",
@@ -42,19 +44,19 @@ def preset_model(name):
 
 
 @functools.cache
-def ours(num_classes):
-    """{path: shape} of the small model."""
-    model = MaskRCNN(preset_model(TORCHVISION)[0], [f"class {index}" for index in range(num_classes)])
+def ours(like, num_classes):
+    """{path: shape} of the small model that follows the published one `like`."""
+    model = MaskRCNN(preset_model(like)[0], [f"class {index}" for index in range(num_classes)])
     return {variable.path: tuple(variable.shape) for variable in model.variables}
 
 
 def shapes(like, num_classes):
     """{name in the file: shape} of a detector that follows the published one `like`."""
-    of_torchvision = like == TORCHVISION
+    of_torchvision = like.startswith("torchvision/")
     table = (torchvision if of_torchvision else detectron2).detector(preset_model(like)[0], num_classes)
     found = {}
     for row in table.rows:
-        shape = list(reversed(ours(num_classes)[row.ours]))  # (rows, columns) of a kernel are equal
+        shape = list(reversed(ours(like, num_classes)[row.ours]))  # (rows, columns) of a kernel are equal
         if of_torchvision and row.ours.startswith(("box_head/deltas", "mask_head/logits")):
             shape[0] += 4 if "deltas" in row.ours else 1  # the background's
         found[row.theirs] = tuple(shape)
