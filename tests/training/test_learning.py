@@ -1,6 +1,7 @@
 """Does it learn? The whole walk on synthetic shapes, from files to COCO scores on held-out images."""
 
 import keras
+import pytest
 
 from keras_mrcnn import config
 from keras_mrcnn.data.shapes import make_shapes
@@ -8,6 +9,7 @@ from keras_mrcnn.ops import build
 from keras_mrcnn.train import run
 
 
+@pytest.mark.alone
 def test_shapes_are_learnt(tmp_path, request):
     if build.compiler():  # saves a seventh of the time
         request.getfixturevalue("native")
