@@ -93,6 +93,7 @@ for one, other in zip(whole.variables, halves.variables, strict=True):
 """
 
 
+@pytest.mark.proof
 def test_resumed_run_equals_the_uninterrupted_one(shapes, tmp_path):
     # In a process of its own: determinism is a setting of the whole of TensorFlow.
     changes = {"epochs": 2, "optimizer": "adamw", "learning_rate_factors": {"backbone": 0.5}}

@@ -241,6 +241,7 @@ def test_no_categories_is_refused():
         MaskRCNN(tiny_config(), [])
 
 
+@pytest.mark.proof
 def test_the_rules_of_foreign_weights_train_in_a_graph_and_are_saved(tmp_path):
     overrides = ["input.resize=plain", "backbone.norm_epsilon=0.0", "anchors.rounded=true"]
     overrides += ["anchors.fitted_strides=true", "rpn.convs=2", "rpn.smooth_l1_beta=0.1"]

@@ -21,6 +21,7 @@ def logged(folder):
         return list(csv.DictReader(file))[-1]
 
 
+@pytest.mark.proof
 def test_cityscapes_from_a_model_of_other_classes(tmp_path):
     streets.make(tmp_path / "city", 0)
     own = [f"training.output={tmp_path / 'run'}", f"training.weights={tmp_path / 'coco.keras'}"]

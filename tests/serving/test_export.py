@@ -24,7 +24,9 @@ assert not any(name.startswith("keras_mrcnn") for name in sys.modules), "not Ten
 """
 
 
-@pytest.fixture(scope="module", params=[2, 0], ids=["fixed", "adaptive"])
+@pytest.fixture(
+    scope="module", params=[2, pytest.param(0, marks=pytest.mark.proof)], ids=["fixed", "adaptive"]
+)
 def model(request):
     keras.utils.set_random_seed(1)
     settings = config.Model()

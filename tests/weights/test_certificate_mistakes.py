@@ -9,6 +9,8 @@ from keras_mrcnn.weights.golden import Golden
 from tests.weights import tiny
 from tests.weights.test_parity import GOLDEN, Reference
 
+pytestmark = pytest.mark.proof
+
 
 def differing(model, golden):
     """Names of the stations that differ, in order, of the only case."""
