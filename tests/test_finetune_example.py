@@ -63,6 +63,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.proof
 def test_from_weights(finetune, shapes, weights, tmp_path):
     printed = finetune(*shapes, *SMALL, "--weights", weights, "--output", tmp_path / "tuned")
     before, after = printed[printed.index("Before:") :].split("After:")
