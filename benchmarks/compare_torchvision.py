@@ -35,8 +35,8 @@ class Worker:
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        command = [python, str(HERE / script), "--precision", options.precision]
-        for name in ("threads", "height", "width"):
+        command = [python, str(HERE / script)]
+        for name in ("precision", "threads", "height", "width", "features"):
             command += [f"--{name}", str(getattr(options, name))]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -126,16 +126,22 @@ def parse():
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1344)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="to try one alone")
+    parser.add_argument("--features", choices=("fpn", "c4"), default="fpn", help="c4: ours alone")
     options = parser.parse_args()
     if "torchvision" in options.sides and not options.peer_python:
         parser.error("--peer-python is needed for the torchvision side")
+    if "torchvision" in options.sides and options.features != "fpn":
+        parser.error("torchvision has no C4: add --sides keras_mrcnn")
     return options
 
 
 def main():
     """Prints a Markdown table; medians of seconds an iteration, lowest and highest in brackets."""
     options = parse()
-    print(f"{platform.machine()}, {options.threads} threads, {options.height} x {options.width}, batch 1")
+    print(
+        f"R50-{options.features.upper()}, {platform.machine()}, {options.threads} threads, "
+        f"{options.height} x {options.width}, batch 1"
+    )
     columns = ["", "precision", *(f"{side}, s" for side in SIDES), "ours / theirs"]
     columns += [*(f"{side}, peak MiB" for side in SIDES), "others"]
     print("| " + " | ".join(columns) + " |")

@@ -62,12 +62,13 @@ def threshold(scores, count=CANDIDATES):
 
 
 def arguments():
-    """What the driver tells a worker: precision, threads, height and width."""
+    """What the driver tells a worker: precision, threads, height, width, and which features."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--height", type=int, required=True)
     parser.add_argument("--width", type=int, required=True)
+    parser.add_argument("--features", choices=("fpn", "c4"), default="fpn")
     return parser.parse_args()
 
 

@@ -9,10 +9,21 @@ import work
 
 from keras_mrcnn import MaskRCNN, config
 
+C4 = (  # detectron2's: stage 5 with its stride on regions of 14 x 14
+    "backbone.features=c4",
+    "backbone.region_stride=2",
+    "rpn.channels=1024",
+    "proposals.pre_nms_train=12000",
+    "proposals.pre_nms_test=6000",
+    "box_head.pool_size=14",
+    "box_head.fcs=0",
+    "mask_head.convs=0",
+)
 
-def build(precision):
-    """The default model, R50-FPN with frozen normalisation, stem and C2, with random weights."""
-    settings = config.Model()
+
+def build(precision, features):
+    """R50-FPN or R50-C4 with frozen normalisation, stem and C2, with random weights."""
+    settings = config.override(config.Model(), C4 if features == "c4" else ())
     settings.proposals.post_nms_train = settings.proposals.post_nms_test = work.PROPOSALS
     settings.detections.max_detections = work.DETECTIONS
     settings.sampling.rois = work.REGIONS
@@ -100,7 +111,7 @@ def main():
         "has_mask": np.ones((1, count), bool),
     }
     inputs, targets = (tf.nest.map_structure(tf.constant, batch) for batch in (inputs, targets))
-    model = build(given.precision)
+    model = build(given.precision, given.features)
 
     def prepare(command):
         if command == "inference":

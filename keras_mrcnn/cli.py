@@ -62,8 +62,11 @@ def train(config, overrides, resume):
 @click.option("--table", "name", required=True, help="Of the paper: 2a, 2b, 2c, 2d, 2e or 3.")
 @click.argument("overrides", nargs=-1)
 @click.option("--seeds", default=1, show_default=True, help="Runs of each row.")
+@click.option(
+    "--backbone", help="ImageNet weights of a ResNet-18 (a name or a file), instead of from scratch."
+)
 @click.option("--output", default="runs/ablation", show_default=True, type=click.Path(file_okay=False))
-def ablate(name, overrides, seeds, output):
+def ablate(name, overrides, seeds, backbone, output):
     """Train the rows of a table of the paper at toy scale, and print ours beside the paper's.
 
     Without data.train_annotations=... and the other three paths, on synthetic shapes.
@@ -72,8 +75,8 @@ def ablate(name, overrides, seeds, output):
     from keras_mrcnn.data.shapes import make_shapes
 
     given = any(override.startswith("data.train_annotations=") for override in overrides)
-    data = {} if given else make_shapes(pathlib.Path(output, "shapes"), 800, 200)
-    found = ablation.ablate(name, data, seeds, output, overrides)
+    data = {} if given else make_shapes(pathlib.Path(output, "shapes"), 500, 100)
+    found = ablation.ablate(name, data, seeds, output, overrides, backbone)
     click.echo(ablation.format_table(name, found))
 
 

@@ -9,7 +9,8 @@ from keras_mrcnn import MaskRCNN, ablation, config
 from keras_mrcnn.serving.export import export_saved_model
 
 TINY = (
-    *ablation.SMALL,
+    *(line for line in ablation.SMALL if "own_features" not in line),
+    *ablation.SCRATCH,
     "model.fpn.channels=8",
     "model.rpn.channels=8",
     "model.proposals.post_nms_train=20",

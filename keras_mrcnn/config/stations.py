@@ -190,6 +190,7 @@ class Data:
     short_edges: list[int] = _list(640, 672, 704, 736, 768, 800)  # training: one drawn per image
     flip: float = 0.5  # probability of the horizontal flip in training
     vertical_flip: float = 0.0  # probability; for pictures without an up, as under a microscope
+    transpose: float = 0.0  # probability of x for y; with both flips at 0.5 every quarter turn is as likely
     invalid: str = "skip"  # skip: leave out, count and say; error: stop at the first
     check_images: bool = True  # decode every image once before training
 

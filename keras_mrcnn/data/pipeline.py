@@ -62,13 +62,14 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
 
     def augment(example, index, epoch):
         draw = tf.random.split(
-            tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]), index), 3
+            tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]), index), 4
         )
-        flips = (
-            (transforms.horizontal_flip, data_config.flip),
-            (transforms.vertical_flip, data_config.vertical_flip),
+        mirrors = (
+            (transforms.horizontal_flip, data_config.flip, draw[0]),
+            (transforms.vertical_flip, data_config.vertical_flip, draw[1]),
+            (transforms.transpose, data_config.transpose, draw[3]),
         )
-        for key, (transform, probability) in zip(tf.unstack(draw[:2]), flips, strict=True):
+        for transform, probability, key in mirrors:
             if probability > 0:
                 example = transforms.randomly(transform, example, probability, key)
         return transforms.random_resize(

@@ -37,10 +37,22 @@ def vertical_flip(example):
     }
 
 
+def transpose(example):
+    """Mirrors about the diagonal: x and y change places, and so do left and right keypoints."""
+    x1, y1, x2, y2 = tf.unstack(example["boxes"], axis=-1)
+    return {
+        **example,
+        "image": tf.transpose(example["image"], [1, 0, 2]),
+        "boxes": tf.stack([y1, x1, y2, x2], axis=-1),
+        "masks": tf.transpose(example["masks"], [0, 2, 1]),
+        **_points(example, lambda x, y: (y, x), mirror=True),
+    }
+
+
 def _points(example, move, mirror=False):
     """The keypoints, if there are any, after `move(x, y)`; those that are not labelled stay (0, 0, 0).
 
-    In a mirror image, about either axis, a left hand looks like a right one: partners change their places.
+    In a mirror image, about any axis, a left hand looks like a right one: partners change their places.
     """
     if "keypoints" not in example:
         return {}

@@ -107,6 +107,11 @@ class TestElements:
                 y = [12, 24] if vertical else [6, 18]
                 expected = np.array([x[0], y[0], x[1], y[1]]) * np.tile([width / 40, height / 30], 2)
                 np.testing.assert_allclose(targets["boxes"][0, 0], expected, rtol=1e-5)
+        turned = data(flip=0.0, transpose=1.0, short_edges=[32])
+        for inputs, targets in batches(training_dataset(mixed[:1], turned, INPUT)):
+            height, width = inputs["image_sizes"][0]
+            expected = np.array([6, 4, 18, 14]) * np.tile([width / 30, height / 40], 2)
+            np.testing.assert_allclose(targets["boxes"][0, 0], expected, rtol=1e-5)
         dataset = training_dataset(mixed, data(batch_size=1), INPUT)
         edges = {int(inputs["image_sizes"].min()) for _ in range(4) for inputs, _ in batches(dataset)}
         assert edges == {48, 64}

@@ -43,6 +43,12 @@ class TestByHand:
         np.testing.assert_array_equal(after["image"], before["image"][::-1])
         assert after["masks"].numpy()[0, 56:, :28].all() and after["masks"].numpy().sum() == 56 * 28
 
+    def test_transpose(self):
+        before, after = make_example(), transforms.transpose(make_example())
+        np.testing.assert_array_equal(after["boxes"], [[0, 1, 1, 3]])
+        np.testing.assert_array_equal(after["image"], before["image"].numpy().swapaxes(0, 1))
+        assert after["masks"].numpy()[0, :28, :56].all() and after["masks"].numpy().sum() == 56 * 28
+
     def test_resize(self):
         after = transforms.resize(make_example(), 8, 100)
         np.testing.assert_array_equal(after["boxes"], [[2, 0, 6, 2]])
@@ -65,6 +71,10 @@ class TestKeypoints:
     def test_vertical_flip(self):
         after = transforms.vertical_flip(with_keypoints())["keypoints"]
         np.testing.assert_array_equal(after, [[[1.5, 3.5, 2], [0, 0, 0], [2.5, 0.5, 1]]])
+
+    def test_transpose(self):
+        after = transforms.transpose(with_keypoints())["keypoints"]
+        np.testing.assert_array_equal(after, [[[0.5, 1.5, 2], [0, 0, 0], [3.5, 2.5, 1]]])
 
     def test_resize(self):
         # 4 x 6 to 3 x 5: x by 5 / 6, y by 3 / 4
@@ -104,7 +114,9 @@ class TestKeypoints:
 
 
 class TestRules:
-    @pytest.mark.parametrize("flip", [transforms.horizontal_flip, transforms.vertical_flip])
+    @pytest.mark.parametrize(
+        "flip", [transforms.horizontal_flip, transforms.vertical_flip, transforms.transpose]
+    )
     def test_twice_is_the_identity(self, flip):
         same(flip(flip(with_keypoints())), with_keypoints())
 
@@ -113,6 +125,7 @@ class TestRules:
         [
             transforms.horizontal_flip,
             transforms.vertical_flip,
+            transforms.transpose,
             lambda example: transforms.resize(example, 7, 20),
             lambda example: transforms.random_resize(example, [5, 9], 20, tf.constant([1, 2])),
             lambda example: transforms.randomly(transforms.vertical_flip, example, 0.5, tf.constant([1, 2])),
