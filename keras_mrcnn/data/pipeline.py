@@ -55,10 +55,10 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
     wide = np.array([record.width >= record.height for record in records])
     epochs = itertools.count(first_epoch)
 
-    def indices():
+    def order_of_next_epoch():
         epoch = next(epochs)
-        for index in epoch_order(wide, data_config.batch_size, seed, epoch):
-            yield index, epoch
+        order = epoch_order(wide, data_config.batch_size, seed, epoch).astype(np.int32)
+        return order, np.full_like(order, epoch)
 
     def augment(example, index, epoch):
         draw = tf.random.split(
@@ -76,8 +76,12 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
             example, list(data_config.short_edges), input_config.long_edge, draw[2], input_config.resize
         )
 
-    signature = (tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32))
-    order = tf.data.Dataset.from_generator(indices, output_signature=signature)
+    # Not `from_generator`: it makes TensorFlow give the memory of every larger tensor back to the system as soon
+    # as it is freed, and steps then take up to twice as long.
+    order = tf.data.Dataset.from_tensors(0).map(
+        lambda _: tf.numpy_function(order_of_next_epoch, [], [tf.int32, tf.int32])
+    )
+    order = order.map(lambda *columns: [tf.ensure_shape(column, [None]) for column in columns]).unbatch()
     return _batches(records, order, augment, data_config.batch_size)
 
 
