@@ -76,8 +76,8 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
             example, list(data_config.short_edges), input_config.long_edge, draw[2], input_config.resize
         )
 
-    # Not `from_generator`: with it TensorFlow gives the memory of larger tensors back to the system as soon as
-    # they are freed, and steps then take up to twice as long.
+    # Not `from_generator`: with it TensorFlow gives memory that is free back to the system at once, and steps
+    # take up to twice as long.
     order = tf.data.Dataset.from_tensors(0).map(
         lambda _: tf.numpy_function(order_of_next_epoch, [], [tf.int32, tf.int32])
     )
