@@ -100,7 +100,8 @@ def test_the_rows_of_a_table_are_configs_whose_header_has_the_published_scores(n
         header = config.find(row.config).read_text().split("\nmodel:")[0].split("\nbase:")[0]
         published = [str(value) for value in row.paper if value is not None]
         assert all(value in header for value in published), (row.label, header)
-        config.load(row.config, [*ablation.SMALL, *row.change])
+        for body in (ablation.SCRATCH, ablation.PRETRAINED):
+            config.load(row.config, [*ablation.SMALL, *body, *row.change])
 
 
 def test_the_table_has_ours_and_the_papers_scores():
