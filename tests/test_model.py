@@ -306,11 +306,14 @@ def test_keypoints_beside_masks(tmp_path):
     model.compile(keras.optimizers.SGD(0.01))
     inputs, targets = make_batch()
     shape = (*targets["classes"].shape, 3, 3)
-    blank = model.compute_losses(inputs, {**targets, "keypoints": np.zeros(shape, np.float32)})
-    assert float(blank["keypoint"]) == 0
     points = np.zeros(shape, np.float32)
     points[..., :2] = (targets["boxes"][..., None, :2] + targets["boxes"][..., None, 2:]) / 2
     points[..., 2] = targets["valid"][..., None] * 2
+    for labels, learns in ((points, True), (np.zeros(shape, np.float32), False)):
+        with tf.GradientTape() as tape:
+            loss = model.compute_losses(inputs, {**targets, "keypoints": labels})["keypoint"]
+        gradients = tape.gradient(loss, [w.value for w in model.keypoint_head.trainable_variables])
+        assert all(np.any(gradient) == learns for gradient in gradients) and (float(loss) > 0) == learns
     logs = model.train_on_batch(inputs, {**targets, "keypoints": points}, return_dict=True)
     assert logs["keypoint"] == pytest.approx(np.log(56 * 56), rel=0.2)  # nothing is known yet
     with pytest.raises(ValueError, match="the targets have no `keypoints`"):
