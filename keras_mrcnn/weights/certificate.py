@@ -25,6 +25,7 @@ INPUT = 1e-4  # largest difference of the normalised pixels
 MAPS, RESIZED_MAPS, HEADS = 2e-4, 1e-3, 1e-3  # largest difference / standard deviation
 DECODED, BOXES, SCORES = 0.05, 0.1, 2e-3  # pixels, pixels, probability
 NEAR, KEYPOINTS_MOVED = 0.5, 0.03  # pixels; part of the keypoints that may be further away
+OWN_BOX, STORED_BOX = 1e-2, 2e-3  # keypoints' scores, relative: how far their logits are, on which boxes
 SPREAD = "of the standard deviation"
 SAME_BOX = 0.98  # IoU
 PROPOSALS_MISSED, DETECTIONS_MISSED, MASK_DIFFERENCE = 0.01, 0.02, 0.02  # parts of all; 1 - IoU
@@ -196,18 +197,18 @@ class _Comparison:
             self.compare(f"keypoint/scores/{image}", points[..., 2], HEADS)
             scale = np.divide(self.output_sizes[image], self.inputs["image_sizes"][image])[::-1]
             points = np.concatenate([points[..., :2] * scale, points[..., 3:]], axis=-1)
-            self._keypoints(f"keypoint/{{}}/{image}", points, theirs[image])
+            self._keypoints(f"keypoint/{{}}/{image}", points, theirs[image], STORED_BOX)
 
-    def _keypoints(self, name, ours, theirs):
-        """Compares keypoints (x, y, score) in the pixels of the output."""
+    def _keypoints(self, name, ours, theirs, limit):
+        """Compares keypoints (x, y, score) in the pixels of the output; `limit` is for the scores."""
         if ours.shape != theirs.shape:
             ours = np.full_like(theirs, np.inf)
         distance = np.linalg.norm(ours[..., :2] - theirs[..., :2], axis=-1)
         moved = np.sum(~(distance <= NEAR)) / max(distance.size, 1)
         self.note(name.format("keypoints"), moved, KEYPOINTS_MOVED, f"moved by more than {NEAR} pixels")
         if f"{self.case}/keypoint/scores/0" not in self.golden:  # which are logits
-            difference = np.max(np.abs(ours[..., 2] - theirs[..., 2]), initial=0)
-            self.note(name.format("keypoint_scores"), difference, SCORES, "absolute")
+            difference = np.abs(ours[..., 2] - theirs[..., 2]) / np.maximum(theirs[..., 2], 1e-12)
+            self.note(name.format("keypoint_scores"), np.max(difference, initial=0), limit, "relative")
 
     def _true_classes(self):
         first = 1 if self.golden.about["background_first"] else 0
@@ -252,7 +253,7 @@ class _Comparison:
                 "absolute",
             )
             if keypoints:
-                self._keypoints(name, ours.keypoints[mine], keypoints[image][their])
+                self._keypoints(name, ours.keypoints[mine], keypoints[image][their], OWN_BOX)
             if pasted and self.model.mask_head:
                 rles = ours.rles()
                 worst = _worst_mask([rles[i] for i in mine], [pasted[image][j] for j in their])

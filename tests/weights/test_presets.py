@@ -144,16 +144,6 @@ def test_settings_are_those_of_the_parity_models(shared, parity, name):
             about = given["mask"]["num_conv"], given["mask"]["conv_dim"], given["mask"]["output"]
             assert (model.mask_head.convs, model.mask_head.channels, model.mask_head.pool_size) == about
     assert model.mask_head.enabled == any(name.startswith("roi_heads.mask") for name in parameters)
-    assert model.keypoint_head.enabled == any(name.startswith("roi_heads.keypoint") for name in parameters)
-    if model.keypoint_head.enabled:
-        about = given["keypoint_pool"]["output"][0] if first else given["keypoint"]["output"]
-        kernels = [
-            shape
-            for name, shape in parameters.items()
-            if name.startswith("roi_heads.keypoint_head") and "score" not in name and len(shape) == 4
-        ]
-        assert (model.keypoint_head.pool_size, len(kernels)) == (about, model.keypoint_head.convs)
-        assert {kernel[0] for kernel in kernels} == {model.keypoint_head.channels}
     assert (model.anchors.rounded, model.anchors.fitted_strides) == (first, first)
     assert (model.roi_align.aligned, model.roi_align.sampling_ratio) == pool
     assert model.input.resize == ("plain" if first else "pillow")
@@ -187,6 +177,22 @@ def test_settings_are_those_of_the_parity_models(shared, parity, name):
     expected = 2000 if first else given["rpn_post_nms_top_n"]["training"]  # torchvision's: 300 for the tests
     assert model.proposals.post_nms_train == expected
     assert len(presets.categories(presets.preset(name).categories)) == classes
+
+
+@pytest.mark.parametrize("parity, name", PARITY.items())
+def test_keypoint_heads_are_those_of_the_parity_models(shared, parity, name):
+    given, parameters = spec(shared, parity)
+    head = model_of(name).keypoint_head
+    prefix = ("roi_heads.keypoint_head.", "roi_heads.keypoint_predictor.")
+    *convs, last = [n for n in parameters if n.startswith(prefix) and n.endswith("weight")] or [None]
+    assert head.enabled == (last is not None)
+    if head.enabled:
+        assert [parameters[conv][0] for conv in convs] == [head.channels] * head.convs
+        assert parameters[last] == [head.channels, 17, 4, 4]
+        size = (
+            given["keypoint_pool"]["output"][0] if parity.startswith("tv_") else given["keypoint"]["output"]
+        )
+        assert head.pool_size == size
 
 
 def test_heads_of_v2_are_those_of_the_parity_model(shared):
