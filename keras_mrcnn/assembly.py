@@ -227,19 +227,25 @@ def detect(at, inputs):
     return outputs
 
 
-def masks_of_boxes(at, inputs):
-    """The masks of boxes that are given.
+def maps_of_boxes(at, inputs):
+    """What the mask head and the keypoint head make of boxes that are given.
 
     Args:
         at: the stations.
         inputs: images and image_sizes, boxes `[B, D, 4]` in the network frame and classes int32 `[B, D]`.
 
     Returns:
-        float32 `[B, D, M, M]`, probabilities.
+        Dictionary, as far as there are such heads. masks: float32 `[B, D, M, M]`, probabilities. heatmaps:
+        float32 `[N, S, S, K]`, logits, of the boxes of all images whose class has keypoints.
     """
     maps, _ = feature_maps(at, at.normalize(inputs["images"], inputs["image_sizes"]))
     boxes, classes = inputs["boxes"], inputs["classes"]
-    return _masks(at, maps, boxes, classes, ops.ones_like(classes, dtype="bool"))
+    valid, outputs = ops.ones_like(classes, dtype="bool"), {}
+    if at.mask_head:
+        outputs["masks"] = _masks(at, maps, boxes, classes, valid)
+    if at.keypoint_head:
+        outputs["heatmaps"] = _heatmaps(at, maps, boxes, classes, valid)[0]
+    return outputs
 
 
 def _masks(at, maps, boxes, classes, valid):
@@ -248,6 +254,11 @@ def _masks(at, maps, boxes, classes, valid):
 
 
 def _keypoints(at, maps, boxes, classes, valid):
-    chosen = with_keypoints(classes, valid, at.region_keypoints.counts)
-    logits = at.keypoint_head(at.keypoint_pooling(maps, boxes, chosen))
+    logits, chosen = _heatmaps(at, maps, boxes, classes, valid)
     return at.region_keypoints(logits, boxes, classes, chosen)
+
+
+def _heatmaps(at, maps, boxes, classes, valid):
+    """Heat maps of the detections whose class has keypoints, and bool `[B, D]` which they are."""
+    chosen = with_keypoints(classes, valid, at.region_keypoints.counts)
+    return at.keypoint_head(at.keypoint_pooling(maps, boxes, chosen)), chosen

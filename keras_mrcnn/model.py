@@ -166,14 +166,14 @@ class MaskRCNN(keras.Model):
         return self._track(self.compute_losses(inputs, targets, training=False))
 
     @functools.cached_property
-    def masks_of_boxes(self):
-        """A Keras model of the same layers: masks of given boxes, see `assembly.masks_of_boxes`."""
+    def maps_of_boxes(self):
+        """A Keras model of the same layers: what is in given boxes, see `assembly.maps_of_boxes`."""
         inputs = {
             **self.input,
             "boxes": keras.Input((None, 4), name="boxes", dtype="float32"),
             "classes": keras.Input((None,), name="classes", dtype="int32"),
         }
-        return keras.Model(inputs, assembly.masks_of_boxes(self, inputs))
+        return keras.Model(inputs, assembly.maps_of_boxes(self, inputs))
 
     def detect(self, images, batch_size=1, short_edges=None, flip=False):
         """What is in some images.

@@ -1,7 +1,7 @@
 """Test-time augmentation: one image seen at several scales, and mirrored (Appendix B, Table 8, last row).
 
-Boxes are found in every view and joined by non-maximum suppression; then each view makes the masks of the
-joined boxes, and the probabilities are averaged.
+Boxes are found in every view and joined by non-maximum suppression; then each view makes the masks and the
+keypoints' heat maps of the joined boxes, and the masks' probabilities and the heat maps' logits are averaged.
 """
 
 import dataclasses
@@ -24,14 +24,7 @@ def detect(model, image, short_edges, flip):
 
     Returns:
         `Results` in the pixels of the source.
-
-    Raises:
-        ValueError: the model has a keypoint head.
     """
-    if model.keypoint_head:
-        raise ValueError(
-            "Keypoints are not joined over several views: detect without `short_edges` and `flip`."
-        )
     source = load_image(image, len(model.config.input.mean))
     height, width = source.shape[:2]
     views = [
@@ -53,8 +46,16 @@ def detect(model, image, short_edges, flip):
     kept = np.asarray(kept)[0][np.asarray(valid)[0]]
     boxes, scores, classes = boxes[kept], scores[kept], classes[kept]
     detections = {"boxes": boxes, "scores": scores, "classes": classes, "num_detections": len(kept)}
+    means = {}
+    for view in views:
+        for name, maps in _maps(view, model, boxes, classes, width).items():
+            means[name] = means.get(name, 0) + maps / len(views)
     if model.mask_head:
-        detections["masks"] = np.mean([_masks(view, model, boxes, classes, width) for view in views], axis=0)
+        detections["masks"] = means["masks"]
+    if model.keypoint_head:
+        of_class = _has_keypoints(model, classes)[None]
+        points = model.region_keypoints(means["heatmaps"], boxes[None], classes[None], of_class)
+        detections["keypoints"] = np.asarray(points)[0]
     return Results.from_detections(
         detections,
         (height, width),
@@ -85,13 +86,30 @@ def _in_source(view, outputs, width):
     return boxes, np.asarray(outputs["scores"])[0, :count], np.asarray(outputs["classes"])[0, :count]
 
 
-def _masks(view, model, boxes, classes, width):
-    """float32 `[D, M, M]`: the masks that a view makes of boxes in source pixels."""
+def _maps(view, model, boxes, classes, width):
+    """What a view makes of boxes in source pixels, not mirrored.
+
+    Masks float32 `[D, M, M]`, and heatmaps float32 `[N, S, S, K]` of those whose class has keypoints.
+    """
     boxes = _mirror(boxes, width) if view.mirrored else boxes
     boxes = boxes * np.tile(view.scale, 2).astype(np.float32)
     given = {**view.inputs, "boxes": boxes[None], "classes": classes[None]}
-    masks = np.asarray(model.masks_of_boxes.predict_on_batch(given))[0]
-    return masks[:, :, ::-1] if view.mirrored else masks
+    maps = model.maps_of_boxes.predict_on_batch(given)
+    if model.mask_head:
+        maps["masks"] = maps["masks"][0]
+    if view.mirrored:
+        maps = {name: values[:, :, ::-1] for name, values in maps.items()}
+        if model.keypoint_head:  # the left hand's map is the right hand's
+            count = maps["heatmaps"].shape[-1]
+            partners = [[*c.mirrored(), *range(len(c.keypoints), count)] for c in model.categories]
+            own = np.array(partners)[classes[_has_keypoints(model, classes)]]
+            maps["heatmaps"] = np.take_along_axis(maps["heatmaps"], own[:, None, None], axis=-1)
+    return maps
+
+
+def _has_keypoints(model, classes):
+    """bool `[D]`."""
+    return np.array(model.region_keypoints.counts)[classes] > 0
 
 
 def _mirror(boxes, width):

@@ -1,4 +1,4 @@
-"""Test-time augmentation against a written-out reference: views, greedy suppression and masks one by one."""
+"""Test-time augmentation against a written-out reference: views, greedy suppression, maps one by one."""
 
 import keras
 import numpy as np
@@ -7,8 +7,10 @@ import pytest
 from keras_mrcnn import MaskRCNN, config
 from keras_mrcnn.data.images import network_frame
 from keras_mrcnn.data.shapes import draw_image
+from tests.geometry.test_keypoints import slow_decode
 
 EDGES = [64, 96]
+SQUARE = {"id": 2, "name": "square", "keypoints": ["top", "left", "right"]}  # circles have none
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +23,15 @@ def model():
     settings.proposals = config.Proposals(50, 50, 30, 30)
     settings.box_head.units = 16
     settings.mask_head.convs = 1
+    settings.keypoint_head = config.KeypointHead(enabled=True, pool_size=3, convs=1, channels=8)
     settings.detections = config.Detections(score_threshold=0.0, max_detections=12)
     keras.utils.set_random_seed(1)
-    model = MaskRCNN(settings, ["circle", "square"])
+    model = MaskRCNN(settings, ["circle", SQUARE])
     for head, scale in ((model.box_head.classes, 1.0), (model.box_head.deltas, 0.5)):
         head.kernel.assign(np.random.default_rng(0).normal(0, scale, head.kernel.shape))
     model.mask_head.logits.kernel.assign(np.random.default_rng(1).normal(0, 2, (1, 1, 8, 2)))
+    model.box_head.classes.bias.assign([2.5, 0, 0])  # circles, too
+    model.keypoint_head.upsample.kernel.assign(np.random.default_rng(2).normal(0, 2, (4, 4, 3, 8)))
     return model
 
 
@@ -41,17 +46,22 @@ def frame(image, edge):
     return inputs, *(inputs["image_sizes"][0] / image.shape[:2])
 
 
-def mask(model, image, box, label):
-    """The mask of one box of one view, from the layers."""
-    inputs, scale_y, scale_x = image
-    maps = model.fpn(model.backbone(model.normalize(inputs["images"], inputs["image_sizes"])))
+def view(model, image, edge):
+    """What the heads see of an image, and network pixels per source pixel."""
+    inputs, *scales = frame(image, edge)
+    return model.fpn(model.backbone(model.normalize(inputs["images"], inputs["image_sizes"]))), *scales
+
+
+def maps(model, features, scale_y, scale_x, box, label):
+    """The mask and the heat maps of one box of one view, from the layers."""
     box = np.float32([[[box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y]]])
-    logits = model.mask_head(model.mask_pooling(maps, box, np.array([[True]]))).numpy()
-    return 1 / (1 + np.exp(-logits[0, ..., label]))
+    logits = model.mask_head(model.mask_pooling(features, box, np.array([[True]]))).numpy()
+    heatmaps = model.keypoint_head(model.keypoint_pooling(features, box, np.array([[True]]))).numpy()
+    return 1 / (1 + np.exp(-logits[0, ..., label])), heatmaps[0]
 
 
 def reference(model, image, edges, flip):
-    """[(box, score, class, mask)], best first."""
+    """[(box, score, class, mask, heat maps)], best first."""
     width, found = image.shape[1], []
     for edge in edges:
         for mirrored in (False, True) if flip else (False,):
@@ -67,14 +77,18 @@ def reference(model, image, edges, flip):
         if all(label != other[2] or iou(box, other[0]) <= 0.5 for other in kept):
             kept.append((box, score, label))
     answer = []
+    views = [(view(model, image, edge), view(model, image[:, ::-1], edge)) for edge in edges]
     for box, score, label in kept[:12]:
-        masks = []
-        for edge in edges:
-            masks.append(mask(model, frame(image, edge), box, label))
+        seen = []
+        for straight, turned in views:
+            seen.append(maps(model, *straight, box, label))
             if flip:
                 mirror = [width - box[2], box[1], width - box[0], box[3]]
-                masks.append(mask(model, frame(image[:, ::-1], edge), mirror, label)[:, ::-1])
-        answer.append((box, score, label, np.mean(masks, axis=0)))
+                mask, heatmaps = maps(model, *turned, mirror, label)
+                seen.append((mask[:, ::-1], heatmaps[:, ::-1, [0, 2, 1]]))  # left and right change places
+        answer.append(
+            (box, score, label, *(np.mean(of_views, axis=0) for of_views in zip(*seen, strict=True)))
+        )
     return answer
 
 
@@ -84,17 +98,28 @@ def test_equals_the_written_out_reference(model, flip):
     results = model.detect(image, short_edges=EDGES, flip=flip)
     expected = reference(model, image, EDGES, flip)
     assert len(results) == len(expected) == 12
-    for n, (box, score, label, probabilities) in enumerate(expected):
+    for n, (box, score, label, probabilities, _) in enumerate(expected):
         np.testing.assert_allclose(results.boxes[n], box, atol=1e-3)
         assert results.scores[n] == pytest.approx(score, abs=1e-6) and results.classes[n] == label
         np.testing.assert_allclose(results.mask_probabilities[n], probabilities, atol=1e-4)
     # the masks of the views differ, so their mean is none of them
-    assert np.abs(mask(model, frame(image, 64), *expected[0][::2]) - expected[0][3]).max() > 1e-3
+    box, _, label, probabilities, heatmaps = expected[0]
+    for alone, joined in zip(
+        maps(model, *view(model, image, 64), box, label), (probabilities, heatmaps), strict=True
+    ):
+        assert np.abs(alone - joined).max() > 1e-3
+    squares = np.flatnonzero(results.classes)
+    assert 2 <= len(squares) < 12 and not results.keypoints[results.classes == 0].any()
+    for n in squares[:2]:
+        for point, found in enumerate(results.keypoints[n]):
+            x, y, _, score = slow_decode(expected[n][4][..., point].astype(float), expected[n][0])
+            np.testing.assert_allclose(found, [x, y, score], rtol=1e-3, atol=1e-2)
 
 
 def test_one_view_is_the_plain_detection_and_a_list_gives_a_list(model, tmp_path):
-    image, _ = draw_image((80, 104), 4, np.random.default_rng(3))
+    image, _ = draw_image((64, 96), 4, np.random.default_rng(3))
     plain, (viewed,) = model.detect(image), model.detect([image], short_edges=[64])
     np.testing.assert_allclose(viewed.boxes, plain.boxes, atol=1e-4)
     np.testing.assert_allclose(viewed.mask_probabilities, plain.mask_probabilities, atol=1e-5)
+    np.testing.assert_allclose(viewed.keypoints, plain.keypoints, atol=1e-3)  # pixels of the same size
     assert len(model.detect(image, flip=True)) == 12

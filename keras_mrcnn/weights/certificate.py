@@ -16,12 +16,16 @@ from pycocotools import mask as coco_mask
 from keras_mrcnn import assembly, config
 from keras_mrcnn.data.images import network_frame
 from keras_mrcnn.geometry import boxes as box_ops
+from keras_mrcnn.geometry import keypoints as keypoint_ops
 from keras_mrcnn.results import Results
 from keras_mrcnn.roi.mask_head import of_class
+from keras_mrcnn.weights.golden import HEATMAPS
 
 INPUT = 1e-4  # largest difference of the normalised pixels
 MAPS, RESIZED_MAPS, HEADS = 2e-4, 1e-3, 1e-3  # largest difference / standard deviation
 DECODED, BOXES, SCORES = 0.05, 0.1, 2e-3  # pixels, pixels, probability
+NEAR, KEYPOINTS_MOVED = 0.5, 0.03  # pixels; part of the keypoints that may be further away
+OWN_BOX, STORED_BOX = 1e-2, 2e-3  # keypoints' scores, relative: how far their logits are, on which boxes
 SPREAD = "of the standard deviation"
 SAME_BOX = 0.98  # IoU
 PROPOSALS_MISSED, DETECTIONS_MISSED, MASK_DIFFERENCE = 0.01, 0.02, 0.02  # parts of all; 1 - IoU
@@ -77,12 +81,15 @@ class _Comparison:
         edges = (self.about["short_edge"], self.about["long_edge"]) if "short_edge" in self.about else None
         self.inputs = network_inputs(self.images, edges, model.config.input.resize)
         sizes = [image.shape[:2] for image in self.images]
+        self.output_sizes = self.about.get("output_sizes", sizes)
         resized = not np.array_equal(sizes, self.inputs["image_sizes"])
         maps = self._features(RESIZED_MAPS if resized else MAPS)
         self._proposals()
         self._box_head(maps)
         if model.mask_head:
             self._mask_head(maps)
+        if model.keypoint_head:
+            self._keypoint_head(maps)
         self._detections()
 
     def note(self, name, error, limit, unit):
@@ -169,19 +176,53 @@ class _Comparison:
         for image, (masks, theirs) in enumerate(zip(own, logits, strict=True)):
             self.compare(f"mask/logits/{image}", masks[: len(theirs)], HEADS)
 
+    def _keypoint_head(self, maps):
+        boxes = self.golden.each(f"{self.case}/det/boxes_input")
+        theirs = self.golden.each(f"{self.case}/keypoint/keypoints")
+        if not theirs:
+            return
+        pooled = self.model.keypoint_pooling(maps, *_padded(boxes))
+        self.compare("keypoint/pooled", _channels_first(pooled), HEADS)
+        logits = self.model.keypoint_head(pooled)
+        heatmaps, found = (
+            _channels_first(logits),
+            np.array(keypoint_ops.decode(logits, np.concatenate(boxes))),
+        )
+        self.compare("keypoint/heatmap_first", heatmaps[0] if len(heatmaps) else heatmaps, HEADS)
+        ends = np.cumsum([len(b) for b in boxes])[:-1]
+        for image, points in enumerate(np.split(found, ends)):
+            self.compare(
+                f"keypoint/heatmaps_sample/{image}", np.split(heatmaps, ends)[image][HEATMAPS], HEADS
+            )
+            self.compare(f"keypoint/scores/{image}", points[..., 2], HEADS)
+            scale = np.divide(self.output_sizes[image], self.inputs["image_sizes"][image])[::-1]
+            points = np.concatenate([points[..., :2] * scale, points[..., 3:]], axis=-1)
+            self._keypoints(f"keypoint/{{}}/{image}", points, theirs[image], STORED_BOX)
+
+    def _keypoints(self, name, ours, theirs, limit):
+        """Compares keypoints (x, y, score) in the pixels of the output; `limit` is for the scores."""
+        if ours.shape != theirs.shape:
+            ours = np.full_like(theirs, np.inf)
+        distance = np.linalg.norm(ours[..., :2] - theirs[..., :2], axis=-1)
+        moved = np.sum(~(distance <= NEAR)) / max(distance.size, 1)
+        self.note(name.format("keypoints"), moved, KEYPOINTS_MOVED, f"moved by more than {NEAR} pixels")
+        if f"{self.case}/keypoint/scores/0" not in self.golden:  # which are logits
+            difference = np.abs(ours[..., 2] - theirs[..., 2]) / np.maximum(theirs[..., 2], 1e-12)
+            self.note(name.format("keypoint_scores"), np.max(difference, initial=0), limit, "relative")
+
     def _true_classes(self):
         first = 1 if self.golden.about["background_first"] else 0
         return [labels.astype(np.int32) - first for labels in self.golden.each(f"{self.case}/det/labels")]
 
     def _detections(self):
         outputs = self.model(self.inputs, training=False)
-        sizes = self.about.get("output_sizes", [image.shape[:2] for image in self.images])
         classes = self._true_classes()
+        keypoints = self.golden.each(f"{self.case}/keypoint/keypoints") if self.model.keypoint_head else []
         boxes, scores = (self.golden.each(f"{self.case}/det/{name}") for name in ("boxes", "scores"))
         if not boxes:
             return
         pasted = self.golden.about.get("rle", {}).get(self.case)
-        for image, size in enumerate(sizes):
+        for image, size in enumerate(self.output_sizes):
             ours = Results.from_detections(
                 {name: np.array(value[image]) for name, value in outputs.items()},
                 self.inputs["image_sizes"][image],
@@ -211,6 +252,8 @@ class _Comparison:
                 SCORES,
                 "absolute",
             )
+            if keypoints:
+                self._keypoints(name, ours.keypoints[mine], keypoints[image][their], OWN_BOX)
             if pasted and self.model.mask_head:
                 rles = ours.rles()
                 worst = _worst_mask([rles[i] for i in mine], [pasted[image][j] for j in their])

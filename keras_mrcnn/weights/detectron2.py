@@ -15,7 +15,7 @@ IGNORED = (  # buffers, which some files have and some have not
 )
 
 
-def detector(config, num_classes, keypoint_convs=0, rgb=False):
+def detector(config, num_classes, rgb=False):
     """Table of a detector.
 
     It serves R-50, R-101 and X-101-32x8d with FPN, C4 and DC5; COCO (80 classes), Cityscapes (8), LVIS (1203;
@@ -24,9 +24,8 @@ def detector(config, num_classes, keypoint_convs=0, rgb=False):
 
     Args:
         config: a `config.Model`. backbone.features: fpn; c4: stage 5 is the head's, `roi_heads.res5`; c5: the
-            zoo's is dilated. mask_head.enabled: whether there is a mask head.
+            zoo's is dilated. mask_head.enabled, keypoint_head.enabled: whether there is such a head.
         num_classes: int, classes of the file without background.
-        keypoint_convs: int, 3x3 convolutions of the keypoint head; 0: there is no such head. Published: 8.
         rgb: bool, whether the network was trained on RGB; all of the zoo takes BGR.
 
     Returns:
@@ -40,8 +39,8 @@ def detector(config, num_classes, keypoint_convs=0, rgb=False):
     rows += _prediction_rows(config.box_head, num_classes)
     if config.mask_head.enabled:
         rows += _mask_rows(config.mask_head, num_classes)
-    if keypoint_convs:
-        rows += _keypoint_rows(keypoint_convs)
+    if config.keypoint_head.enabled:
+        rows += _keypoint_rows(config.keypoint_head)
     return Table(rows, IGNORED)
 
 
@@ -117,8 +116,8 @@ def _mask_rows(head, num_classes):
     return rows
 
 
-def _keypoint_rows(convs):
+def _keypoint_rows(head):
     rows, prefix = [], "roi_heads.keypoint_head"
-    for n in range(1, convs + 1):
+    for n in range(1, head.convs + 1):
         rows += _conv_rows(f"keypoint_head/conv{n}", f"{prefix}.conv_fcn{n}")
     return rows + _conv_rows("keypoint_head/upsample", f"{prefix}.score_lowres")

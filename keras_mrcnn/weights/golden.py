@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 
 ABOUT = ("background_first", "channels", "cases")  # what `Golden.about` always has
+HEATMAPS = np.s_[:8, :, 2::4, 2::4]  # what is kept of an image's heat maps
 
 
 class Golden:
@@ -16,7 +17,10 @@ class Golden:
 
     Args:
         arrays: mapping of arrays under `CASE/...`: `images/I` (uint8 `[H, W, 3]`, RGB), `input/tensor`,
-            `body/c2`, `fpn/p2`, `rpn/...`, `box/...`, `det/...`, `mask/...`. What is absent is not compared.
+            `body/c2`, `fpn/p2`, `rpn/...`, `box/...`, `det/...`, `mask/...`, `keypoint/...`: pooled,
+            heatmap_first (of the first detection), heatmaps_sample/I (`HEATMAPS` of an image), keypoints/I
+            (x, y, score), scores/I (if they are there: the logits at the points; `keypoints` have no score
+            then). What is absent is not compared.
         about: dictionary. background_first: bool, class 0 is background and labels count from 1.
             channels: "RGB" or "BGR", of `input/tensor`. arrays: for arrays of which only a part is stored (as
             `KEY/sample`), the whole `shape`, and `start` and `step` along each axis. cases: for each the

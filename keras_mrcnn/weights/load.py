@@ -138,7 +138,8 @@ def _initializer(model, path):
 def _described(initializer):
     """An initializer with its numbers: "RandomNormal(mean=0.0, stddev=0.01)", "zeros"."""
     initializer = keras.initializers.get(initializer)
-    numbers = {name: value for name, value in initializer.get_config().items() if name != "seed"}
+    given = initializer.get_config().items()
+    numbers = [f"{name}={value}" for name, value in given if name != "seed" and value is not None]
     if not numbers:
         return type(initializer).__name__.lower()
-    return f"{type(initializer).__name__}({', '.join(f'{name}={value}' for name, value in numbers.items())})"
+    return f"{type(initializer).__name__}({', '.join(numbers)})"

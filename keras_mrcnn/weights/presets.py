@@ -3,6 +3,7 @@
 The list is `presets.yaml`.
 """
 
+import copy
 import difflib
 import functools
 import pathlib
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from keras_mrcnn import __version__, config
+from keras_mrcnn import config
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Preset:
         checksum: "sha256:" or "md5:" and the first digits; "" when none is published.
         size: bytes, about; 0 when not published.
         box_ap, mask_ap, keypoint_ap: float, percent, as published; None when not.
-        needs: what this version of the package lacks; "" when the preset is available.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Preset:
     family: str
     settings: tuple
     categories: str
-    needs: str
 
     @property
     def file_name(self):
@@ -52,7 +51,7 @@ def _content():
 
 @functools.cache
 def published():
-    """{name: `Preset`} of all published weights, also of those that are not available yet."""
+    """{name: `Preset`} of all published weights."""
     presets = {}
     for name, row in _content()["presets"].items():
         source = _content()["sources"][name.split("/")[0]]
@@ -71,7 +70,6 @@ def published():
             family=row["family"],
             settings=tuple(row["settings"]),
             categories=row.get("categories", ""),
-            needs=row.get("needs", ""),
         )
     return presets
 
@@ -95,17 +93,12 @@ def preset_model(name):
 
     Returns:
         A `config.Model` with the rules of the source, and the categories in the order of the classes, a list
-        of dictionaries with "id" and "name"; an empty list for a backbone, which knows no classes.
+        of entries of a COCO json; an empty list for a backbone, which knows no classes.
 
     Raises:
-        ValueError: an unknown name, or a model that this version does not have.
+        ValueError: an unknown name.
     """
     chosen = preset(name)
-    if chosen.needs:
-        raise ValueError(
-            f"{name} is not available in this version of keras_mrcnn ({__version__}), which does not have "
-            f"{chosen.needs} yet. Available: {', '.join(n for n, p in published().items() if not p.needs)}."
-        )
     return config.model_from_dict(model_settings(chosen)), categories(chosen.categories)
 
 
@@ -119,7 +112,7 @@ def model_settings(chosen):
 
 
 def categories(name):
-    """Categories of the data set `name` ("" for none), a list of dictionaries with "id" and "name"."""
+    """Categories of the data set `name` ("" for none), a list of entries of a COCO json."""
     if not name:
         return []
     if name == "lvis_v0.5":
@@ -130,17 +123,18 @@ def categories(name):
         known = {number: coco.get(number, "N/A") for number in range(1, max(coco) + 1)}
     else:
         known = _content()["categories"][name]
-    return [{"id": number, "name": word} for number, word in known.items()]
+    keypoints = copy.deepcopy(_content()["keypoints"].get(name, {}))
+    return [{"id": number, "name": word, **keypoints} for number, word in known.items()]
 
 
 def preset_table():
     """The published weights as text, one a line."""
-    head = ("name", "data", "box AP", "mask AP", "keypoint AP", "size", "licence", "available")
+    head = ("name", "data", "box AP", "mask AP", "keypoint AP", "size", "licence")
     rows = [head]
     for p in published().values():
         scores = ["" if ap is None else f"{ap:.1f}" for ap in (p.box_ap, p.mask_ap, p.keypoint_ap)]
         size = f"{p.size / 1e6:.0f} MB" if p.size else "?"
-        rows.append((p.name, p.data, *scores, size, p.licence, f"no: {p.needs}" if p.needs else "yes"))
+        rows.append((p.name, p.data, *scores, size, p.licence))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for row in rows:

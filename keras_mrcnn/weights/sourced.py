@@ -1,5 +1,6 @@
 """Models with weights from elsewhere: the rules of the source and all of its weights, or an error."""
 
+import itertools
 import json
 import zipfile
 
@@ -14,6 +15,7 @@ from keras_mrcnn.weights.files import read_weights
 from keras_mrcnn.weights.load import is_weight, load_table
 
 OF_THE_CLASSES = ("box_head/classes", "box_head/deltas", "mask_head/logits")
+OF_THE_KEYPOINTS = ("keypoint_head/upsample",)
 BODY = ("backbone/", "stage5/", "rpn_backbone/")  # the stations of which an ImageNet network has weights
 C5 = ("backbone/c5", "stage5/c5", "rpn_backbone/c5")
 # What the weights of a backbone were trained with: `config.Model` must say so.
@@ -41,14 +43,15 @@ def from_preset(source, num_classes=None, categories=None, like=None, overrides=
         path = sources.resolve(source)
         weights = read_weights(path)
         own, named = _classes_of(weights, own, _classifier_inputs(settings))
+        own, points_named = _keypoints_of(weights, own, settings.keypoint_head.channels)
     else:
         path = sources.resolve(source)
         twin = _own_model(path)
         settings = configs.override(twin.config, overrides)
-        own, named = [category.to_dict() for category in twin.categories], True
+        own, named, points_named = [category.to_dict() for category in twin.categories], True, True
         weights = {variable.path: np.asarray(variable) for variable in twin.variables if is_weight(variable)}
     if num_classes and num_classes != len(own):
-        categories = _numbered(num_classes)
+        categories = _numbered(num_classes, own)
     model = MaskRCNN(settings, categories or own, **options)
     if not own:
         return model, _load_body(model, weights, path)
@@ -56,9 +59,23 @@ def from_preset(source, num_classes=None, categories=None, like=None, overrides=
         table = _detector_table(presets.preset(known).family, settings, len(own), weights)
     else:
         table = tables.Table([tables.Row(name, name, tables.same) for name in weights], ())
-    names = [category.name for category in model.categories]
-    same = names == [category["name"] for category in own] if named else len(names) == len(own)
-    return model, load_table(model, weights, table, path, () if same else OF_THE_CLASSES)
+    given, anew = [category.to_dict() for category in model.categories], ()
+    if not _alike([c["name"] for c in given], [c["name"] for c in own], named):
+        anew += OF_THE_CLASSES
+    if not _alike(_heatmaps(given), _heatmaps(own), points_named):
+        anew += OF_THE_KEYPOINTS
+    return model, load_table(model, weights, table, path, anew)
+
+
+def _alike(ours, theirs, named):
+    """Whether two lists of names agree; where theirs are not known, in their number."""
+    return ours == theirs if named else len(ours) == len(theirs)
+
+
+def _heatmaps(categories):
+    """For each heat map the names of the keypoints that it shows, a list of sets: the classes share them."""
+    names = (category.get("keypoints", []) for category in categories)
+    return [set(of_map) - {None} for of_map in itertools.zip_longest(*names)]
 
 
 def _check_classes(num_classes, categories):
@@ -91,11 +108,24 @@ def _classes_of(weights, published, inputs):
     if not published or len(shape) != 2 or shape[0] < 2 or shape[1] != inputs:
         return published, True  # if this is wrong, strict loading says so
     count = shape[0] - 1
-    return (published, True) if count == len(published) else (_numbered(count), False)
+    return (published, True) if count == len(published) else (_numbered(count, published), False)
 
 
-def _numbered(count):
-    return [{"id": index + 1, "name": f"class {index + 1}"} for index in range(count)]
+def _keypoints_of(weights, own, channels):
+    """The classes of a file with its keypoints, and whether their names are known; as `_classes_of`."""
+    shape = next((np.shape(weights[name]) for name in tables.HEATMAPS if name in weights), ())
+    known = len(_heatmaps(own))
+    if not known or shape[1:2] == (known,) or shape != (channels, *shape[1:2], 4, 4):
+        return own, True
+    points = [f"keypoint {index + 1}" for index in range(shape[1])]
+    return [{"id": c["id"], "name": c["name"], "keypoints": points} for c in own], False
+
+
+def _numbered(count, like):
+    """Classes without names; each has the keypoints of that class of `like` that has the most."""
+    most = max(like, key=lambda category: len(category.get("keypoints", [])), default={})
+    common = {key: most[key] for key in ("keypoints", "skeleton", "flip_pairs") if key in most}
+    return [{"id": index + 1, "name": f"class {index + 1}", **common} for index in range(count)]
 
 
 def _own_model(path):

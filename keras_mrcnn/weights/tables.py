@@ -15,6 +15,10 @@ import numpy as np
 from keras_mrcnn.residual import DEPTHS
 
 CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
+HEATMAPS = (  # the layer that makes them, of torchvision and of detectron2
+    "roi_heads.keypoint_predictor.kps_score_lowres.weight",
+    "roi_heads.keypoint_head.score_lowres.weight",
+)
 
 
 class Row(NamedTuple):

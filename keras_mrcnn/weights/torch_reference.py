@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from keras_mrcnn.weights import presets
-from keras_mrcnn.weights.golden import Golden
+from keras_mrcnn.weights import presets, tables
+from keras_mrcnn.weights.golden import HEATMAPS, Golden
 
 BUILDERS = {  # family: the function of torchvision.models.detection
     "torchvision.faster_rcnn": "fasterrcnn_resnet50_fpn",
     "torchvision.faster_rcnn_v2": "fasterrcnn_resnet50_fpn_v2",
     "torchvision.mask_rcnn": "maskrcnn_resnet50_fpn",
     "torchvision.mask_rcnn_v2": "maskrcnn_resnet50_fpn_v2",
+    "torchvision.keypoint_rcnn": "keypointrcnn_resnet50_fpn",
 }
 
 
@@ -46,13 +47,15 @@ def torchvision_golden(name, weights, config, images):
     if family not in BUILDERS:
         raise ValueError(f"torchvision has no model for {name}. Verify with a golden file instead.")
     torch, detection = import_torch()
-    num_classes = len(weights["roi_heads.box_predictor.cls_score.weight"])
+    heads = {"num_classes": len(weights[tables.CLASSIFIER])}
+    if tables.HEATMAPS[0] in weights:
+        heads["num_keypoints"] = weights[tables.HEATMAPS[0]].shape[1]
     model = getattr(detection, BUILDERS[family])(
         weights=None,
         weights_backbone=None,
-        num_classes=num_classes,
         min_size=config.input.short_edge,
         max_size=config.input.long_edge,
+        **heads,
     )
     model.load_state_dict({key: torch.from_numpy(np.array(array)) for key, array in weights.items()})
     for module in model.modules():
@@ -62,9 +65,12 @@ def torchvision_golden(name, weights, config, images):
     _watch(model.eval(), arrays)
     with torch.inference_mode():
         found = model([torch.from_numpy(image).permute(2, 0, 1) / 255 for image in images])
+    names = {f"det/{kind}": kind for kind in ("boxes", "labels", "scores")}
+    if model.roi_heads.has_keypoint():
+        names |= {"keypoint/keypoints": "keypoints", "keypoint/scores": "keypoints_scores"}
     for index, result in enumerate(found):
-        for kind in ("boxes", "labels", "scores"):
-            arrays[f"det/{kind}/{index}"] = result[kind].numpy()
+        for key, kind in names.items():
+            arrays[f"{key}/{index}"] = result[kind].numpy()
     edges = {"short_edge": config.input.short_edge, "long_edge": config.input.long_edge}
     about = {"background_first": True, "channels": "RGB", "arrays": {}, "cases": {"torch": edges}}
     return Golden({f"torch/{key}": value for key, value in arrays.items()}, about)
@@ -106,12 +112,20 @@ def _watch(model, arrays):
         leave(heads.mask_roi_pool, lambda output: {"mask/pooled": output})
         heads.mask_predictor.register_forward_hook(lambda _, __, output: kept.append(output))
 
+    if heads.has_keypoint():
+        leave(heads.keypoint_roi_pool, lambda output: {"keypoint/pooled": output})
+        heads.keypoint_predictor.register_forward_hook(lambda _, __, output: kept.append(output))
+
     def detections(output):
         boxes, labels = ([result[kind] for result in output[0]] for kind in ("boxes", "labels"))
+        found = each("det/boxes_input", boxes)
         if not kept:
-            return each("det/boxes_input", boxes)
-        masks = kept.pop().split([len(label) for label in labels])
-        own = [mask[range(len(label)), label] for mask, label in zip(masks, labels, strict=True)]
-        return each("det/boxes_input", boxes) | each("mask/logits", own)
+            return found
+        of_images = kept.pop().split([len(label) for label in labels])
+        if heads.has_keypoint():
+            first = {"keypoint/heatmap_first": of_images[0][0]} if len(labels[0]) else {}
+            return found | first | each("keypoint/heatmaps_sample", [maps[HEATMAPS] for maps in of_images])
+        own = [mask[range(len(label)), label] for mask, label in zip(of_images, labels, strict=True)]
+        return found | each("mask/logits", own)
 
     leave(heads, detections)

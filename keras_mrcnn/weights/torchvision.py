@@ -15,7 +15,7 @@ IGNORED = ("*.num_batches_tracked",)
 FIRST_FC = 6  # its head without convolutions counts on from the layers of VGG-16: fc6, fc7
 
 
-def detector(config, num_classes, keypoint_convs=0, names=()):
+def detector(config, num_classes, names=()):
     """Table of Faster, Mask and Keypoint R-CNN with a ResNet and FPN.
 
     The models: `fasterrcnn_resnet50_fpn`, `maskrcnn_resnet50_fpn`, their `_v2`, `keypointrcnn_resnet50_fpn`,
@@ -23,9 +23,8 @@ def detector(config, num_classes, keypoint_convs=0, names=()):
     moved to the end, its box deltas and its mask are dropped.
 
     Args:
-        config: a `config.Model`; mask_head.enabled: whether there is a mask head.
-        num_classes: int, classes of the file without background (90 for COCO).
-        keypoint_convs: int, 3x3 convolutions of the keypoint head; 0: there is no such head. Published: 8.
+        config: a `config.Model`; mask_head.enabled, keypoint_head.enabled: whether there is such a head.
+        num_classes: int, classes of the file without background (90 for COCO, 1 of keypoints).
         names: the names in the file (any container), which decide between old and new ones.
 
     Returns:
@@ -45,8 +44,8 @@ def detector(config, num_classes, keypoint_convs=0, names=()):
     rows += _box_rows(config.box_head, num_classes)
     if config.mask_head.enabled:
         rows += _mask_rows(config.mask_head, num_classes, names)
-    if keypoint_convs:
-        rows += _keypoint_rows(keypoint_convs)
+    if config.keypoint_head.enabled:
+        rows += _keypoint_rows(config.keypoint_head)
     return Table(rows, IGNORED)
 
 
@@ -171,9 +170,9 @@ def _mask_rows(head, num_classes, names):
     return rows
 
 
-def _keypoint_rows(convs):
+def _keypoint_rows(head):
     rows, prefix = [], "roi_heads.keypoint_head"
-    for index in range(convs):  # one sequence, each followed by a ReLU
+    for index in range(head.convs):  # one sequence, each followed by a ReLU
         conv = f"{prefix}.{2 * index}"
         rows += tables.conv_rows(
             f"keypoint_head/conv{index + 1}", f"{conv}.weight", f"{conv}.bias", "none", None

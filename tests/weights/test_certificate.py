@@ -12,7 +12,7 @@ from keras_mrcnn.cli import main
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.weights import presets
 from keras_mrcnn.weights.certificate import Station, certify
-from keras_mrcnn.weights.golden import Golden
+from keras_mrcnn.weights.golden import HEATMAPS, Golden
 from keras_mrcnn.weights.torch_reference import torchvision_golden
 from tests.weights import tiny
 from tests.weights.tiny import DETECTRON2, TORCHVISION
@@ -41,7 +41,9 @@ def own_golden(model):
         "rpn/proposals/0": np.array(proposals[0])[np.array(valid[0])],
         "box/pooled": nchw(pooled),
         "box/class_logits": np.roll(classes, 1, axis=1),
-        "box/box_regression": np.pad(boxes, [[0, 0], [1, 0], [0, 0]]).reshape(len(boxes), 16),
+        "box/box_regression": np.pad(boxes, [[0, 0], [1, 0], [0, 0]]).reshape(
+            len(boxes), 4 + 4 * boxes.shape[1]
+        ),
         "det/boxes_input/0": detected,
         "det/boxes/0": detected,
         "det/labels/0": found["classes"][:count] + 1,
@@ -53,6 +55,13 @@ def own_golden(model):
         logits_of_masks = model.mask_head(model.stage5(own) if model.stage5 else own)
         arrays["mask/pooled"] = nchw(own)
         arrays["mask/logits/0"] = np.array(logits_of_masks)[range(count), :, :, found["classes"][:count]]
+    if model.keypoint_head:
+        own = model.keypoint_pooling(maps, detected[None], np.ones([1, count], bool))
+        heatmaps = nchw(model.keypoint_head(own))
+        arrays |= {"keypoint/pooled": nchw(own)}
+        arrays |= {"keypoint/heatmap_first": heatmaps[0]} if count else {}
+        arrays |= {"keypoint/heatmaps_sample/0": heatmaps[HEATMAPS]}
+        arrays |= {"keypoint/keypoints/0": found["keypoints"][:count]}
     arrays |= {f"body/c{level}": nchw(stage) for level, stage in enumerate(stages, 2)}
     levels = [f"p{level}" for level in range(2, 7)] if model.fpn else [f"res{len(stages) + 1}"]
     for level, features, scores in zip(levels, maps, logits, strict=True):

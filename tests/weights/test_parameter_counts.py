@@ -45,8 +45,7 @@ def test_as_many_as_the_reference(name, request):
         else request.getfixturevalue("shared") / "parity" / "models"
     )
     spec = json.loads((folder / f"{name}.json").read_text())
-    settings, classes = settings_of(name, spec)
-    model = MaskRCNN(settings, [f"class {index}" for index in range(classes)])
+    model = MaskRCNN(*settings_of(name, spec))
     ours = {True: 0, False: 0}
     for variable in filter(is_weight, model.variables):
         ours[variable.trainable] += math.prod(variable.shape)
@@ -57,9 +56,9 @@ def test_as_many_as_the_reference(name, request):
     gc.collect()  # models are cycles, and these are large
 
 
-def test_every_model_without_keypoints_is_counted(shared):
+def test_every_model_is_counted(shared):
     files = {path.stem for path in (shared / "parity" / "models").glob("*.json")}
-    assert {name for name in files if "keypoint" not in name} == {*QUICK, *SLOW}
+    assert files == {*QUICK, *SLOW}
 
 
 def test_counts_by_hand():

@@ -8,10 +8,9 @@ import re
 import pytest
 
 from keras_mrcnn import config
+from keras_mrcnn.data.categories import Category
 from keras_mrcnn.weights import presets
 
-AVAILABLE = [name for name, preset in presets.published().items() if not preset.needs]
-LISTED_ONLY = [name for name, preset in presets.published().items() if preset.needs]
 # parity model -> the preset that it stands for
 PARITY = {
     "tv_maskrcnn_r50_fpn": "torchvision/mask_rcnn_r50_fpn",
@@ -34,8 +33,7 @@ def spec(shared, name):
 
 
 def model_of(name):
-    """The config of a preset, also of one that is listed only."""
-    return config.model_from_dict(presets.model_settings(presets.preset(name)))
+    return presets.preset_model(name)[0]
 
 
 @pytest.mark.parametrize("name", presets.published())
@@ -87,6 +85,8 @@ def test_torchvision_rows_are_its_metadata():
         if row.categories == "coco_91":
             names = [c["name"] for c in presets.categories("coco_91")]
             assert names == meta["categories"][1:]
+        if row.keypoint_ap is not None:
+            assert presets.categories(row.categories)[0]["keypoints"] == meta["keypoint_names"]
 
 
 @pytest.mark.parametrize("parity, name", PARITY.items())
@@ -179,6 +179,22 @@ def test_settings_are_those_of_the_parity_models(shared, parity, name):
     assert len(presets.categories(presets.preset(name).categories)) == classes
 
 
+@pytest.mark.parametrize("parity, name", PARITY.items())
+def test_keypoint_heads_are_those_of_the_parity_models(shared, parity, name):
+    given, parameters = spec(shared, parity)
+    head = model_of(name).keypoint_head
+    prefix = ("roi_heads.keypoint_head.", "roi_heads.keypoint_predictor.")
+    *convs, last = [n for n in parameters if n.startswith(prefix) and n.endswith("weight")] or [None]
+    assert head.enabled == (last is not None)
+    if head.enabled:
+        assert [parameters[conv][0] for conv in convs] == [head.channels] * head.convs
+        assert parameters[last] == [head.channels, 17, 4, 4]
+        size = (
+            given["keypoint_pool"]["output"][0] if parity.startswith("tv_") else given["keypoint"]["output"]
+        )
+        assert head.pool_size == size
+
+
 def test_heads_of_v2_are_those_of_the_parity_model(shared):
     _, parameters = spec(shared, "tv_maskrcnn_r50_fpn_v2")
     model = model_of("torchvision/mask_rcnn_r50_fpn_v2")
@@ -219,17 +235,13 @@ def test_settings_that_no_parity_model_shows():
     assert model_of("torchvision/resnet18_imagenet_v1").backbone == config.Backbone("resnet18")
 
 
-@pytest.mark.parametrize("name", AVAILABLE)
-def test_available_models_are_valid(name):
+@pytest.mark.parametrize("name", presets.published())
+def test_models_are_valid(name):
     model, categories = presets.preset_model(name)
     assert isinstance(model, config.Model)
     assert bool(categories) == (presets.preset(name).data != "ImageNet")
-
-
-@pytest.mark.parametrize("name", LISTED_ONLY)
-def test_models_that_do_not_exist_yet(name):
-    with pytest.raises(ValueError, match="is not available in this version of keras_mrcnn .*does not have"):
-        presets.preset_model(name)
+    assert model.keypoint_head.enabled == (presets.preset(name).keypoint_ap is not None)
+    assert [len(c["keypoints"]) for c in categories if "keypoints" in c] == [17] * model.keypoint_head.enabled
 
 
 def test_what_one_caller_changes_the_next_does_not_see():
@@ -254,7 +266,6 @@ def test_categories():
     # the ids that COCO skips
     skipped = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
     assert {c["id"] for c in holes if c["name"] == "N/A"} == skipped
-    assert presets.categories("person") == [{"id": 1, "name": "person"}]
     assert [c["id"] for c in presets.categories("cityscapes")] == [24, 25, 26, 27, 28, 31, 32, 33]
     lvis = presets.categories("lvis_v0.5")
     assert [c["id"] for c in lvis] == list(range(1, 1231))
@@ -262,22 +273,22 @@ def test_categories():
     assert lvis[0]["name"] == "acorn"
 
 
+def test_keypoints(shared):
+    """As COCO's own json has them; their mirror images follow from the names."""
+    stored = json.loads((shared / "data/coco_sample/annotations/person_keypoints_val2017.json").read_text())
+    (given,), (person,) = stored["categories"], presets.categories("person")
+    assert person == {key: given[key] for key in ("id", "name", "keypoints", "skeleton")}
+    pairs = Category.from_dict(person).flip_pairs  # eyes, ears, ... stand side by side, after the nose
+    assert pairs == ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
+
+
 def test_table():
     lines = presets.preset_table().splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(presets.published())]] == list(presets.published())
     row = next(line for line in lines if line.startswith("torchvision/mask_rcnn_r50_fpn_v2 "))
-    assert row.split() == [
-        "torchvision/mask_rcnn_r50_fpn_v2",
-        "COCO",
-        "47.4",
-        "41.8",
-        "186",
-        "MB",
-        "BSD-3-Clause",
-        "yes",
-    ]
+    assert row.split() == "torchvision/mask_rcnn_r50_fpn_v2 COCO 47.4 41.8 186 MB BSD-3-Clause".split()
     row = next(line for line in lines if line.startswith("detectron2/keypoint_rcnn_r50_fpn_1x "))
-    assert row.split("  ")[-1] == "no: the keypoint head"
+    assert row.split() == "detectron2/keypoint_rcnn_r50_fpn_1x COCO 53.6 64.0 237 MB CC-BY-SA-3.0".split()
     assert row.index("64.0") + 4 == lines[0].index("keypoint AP") + len("keypoint AP")
 
 

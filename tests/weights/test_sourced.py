@@ -261,16 +261,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="Give `like`, the name of the published weights .*presets"):
             MaskRCNN.from_preset(file)
 
-    @pytest.mark.parametrize(
-        "name", ["detectron2/keypoint_rcnn_r50_fpn_3x", "torchvision/keypoint_rcnn_r50_fpn"]
-    )
-    def test_not_available_is_said_before_anything_is_fetched(self, monkeypatch, file, name):
-        monkeypatch.setattr(presets, "preset_model", tiny.REAL)
-        monkeypatch.setattr(sources, "resolve", lambda source: pytest.fail(f"{source} was fetched"))
-        for call in ({"source": name}, {"source": file, "like": name}):
-            with pytest.raises(ValueError, match=f"{name} is not available in this version"):
-                MaskRCNN.from_preset(**call)
-
     def test_offline(self):
         with pytest.raises(ConnectionError) as error:
             MaskRCNN.from_preset(TORCHVISION)
