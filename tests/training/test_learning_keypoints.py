@@ -9,12 +9,13 @@ from keras_mrcnn.ops import build
 from keras_mrcnn.train import run
 
 
-@pytest.mark.proof
+@pytest.mark.alone
 def test_stick_figures_are_learnt(tmp_path, request):
     if build.compiler():  # a little faster
         request.getfixturevalue("native")
     settings = config.load("stick_figures_r18_fpn")
-    for name, path in make_stick_figures(tmp_path / "figures", images=1000, val_images=80).items():
+    paths = make_stick_figures(tmp_path / "figures", images=1200, val_images=80, size=(96, 96))
+    for name, path in paths.items():
         setattr(settings.data, name, str(path))
     settings.training.output = str(tmp_path / "run")
     found = {}
