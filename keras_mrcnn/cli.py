@@ -156,7 +156,23 @@ def predict(model, images, output, threshold):
 
 @main.command()
 @click.argument("model", type=_FILE)
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--version", default=1, show_default=True, help="The folder in FOLDER.")
+@click.option(
+    "--masks",
+    type=click.Choice(["rle", "box", "png", "none"]),
+    default="rle",
+    show_default=True,
+    help="COCO's run lengths; probabilities over the box; PNG files; none.",
+)
+@click.option("--max-pixels", default=64_000_000, show_default=True, help="Larger images are refused.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "empty"]),
+    default="raise",
+    show_default=True,
+    help="An image that cannot be read fails the request, or has no detections and an `error`.",
+)
 @click.option(
     "--ops",
     "operations",
@@ -165,12 +181,12 @@ def predict(model, images, output, threshold):
     show_default=True,
     help="native: with the compiled operations of `mrcnn build-ops`.",
 )
-def export(model, folder, operations):
-    """Write MODEL as a SavedModel of stock TensorFlow operations to FOLDER."""
+def export(model, folder, version, masks, max_pixels, on_error, operations):
+    """Write MODEL as a SavedModel to FOLDER/VERSION, for TensorFlow Serving and plain TensorFlow."""
     from keras_mrcnn.serving.export import export_saved_model
 
-    export_saved_model(load_model(model), folder, operations)
-    click.echo(f"SavedModel, float32, signature serving_default(images, image_sizes) -> {folder}")
+    path = export_saved_model(load_model(model), folder, version, masks, max_pixels, on_error, operations)
+    click.echo(f"SavedModel, float32, signature serving_default(image_bytes) -> {path}")
     if operations == "native":
         click.echo(
             "It holds the compiled operation: stock TensorFlow Serving cannot load it, and Python only after "
