@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 
-import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -85,16 +84,16 @@ def _check(version, masks, max_pixels, on_error, operations):
 def _write(model, folder, masks, max_pixels, on_error, operations):
     kind = library.stock_operations() if operations == "stock" else contextlib.nullcontext()
     with kind:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        for name, (function, spec) in Endpoints(model, masks, max_pixels, on_error).signatures().items():
-            archive.add_endpoint(name, function, input_signature=[spec])
-        archive.write_out(folder, verbose=False)
+        served = tf.Module()  # of the variables alone: Keras would trace the model once more for itself
+        served.weights = [variable.value for variable in model.variables]
+        signatures = Endpoints(model, masks, max_pixels, on_error).signatures()
+        tf.saved_model.save(served, folder, signatures)
     known = library.OPERATIONS if operations == "native" else ()
     foreign = [operation for operation in foreign_operations(folder) if operation not in known]
     if foreign:
         raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
     categories = [category.to_dict() for category in model.categories]
+    (folder / "assets").mkdir(exist_ok=True)
     (folder / "assets" / "categories.json").write_text(json.dumps(categories))
 
 

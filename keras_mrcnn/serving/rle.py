@@ -1,12 +1,13 @@
 """Mask probabilities to masks at source size, inside a graph: COCO's run lengths, or PNG files.
 
-The arithmetic is that of `geometry.masks`, in float64 and in the same order, so the masks are the same to the
-last pixel. Letters: N detections of any images, M mask side, h and w the pixels of a box.
+The arithmetic is that of `geometry.masks`, in float64, so the masks are the same to the last pixel. Letters: N detections of any images, M mask side, h and w the pixels of a box.
 """
 
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from keras_mrcnn.geometry.masks import ROUNDING
 
 _CHUNK = 2**20  # pixels of a box that are looked at together: what bounds the memory
 _PLACES = 2**34  # more than an image has pixels: detection d's pixel p has the number d * _PLACES + p
@@ -131,7 +132,7 @@ def _pixels(grid, rows, columns):
     lines = tf.gather(grid, before, axis=1) * near + tf.gather(grid, before + 1, axis=1) * far
     before, near, far = columns
     values = tf.gather(lines, before) * near[:, None] + tf.gather(lines, before + 1) * far[:, None]
-    return values >= 0.5
+    return values >= 0.5 - ROUNDING
 
 
 def _counts(edges, pixels):

@@ -36,25 +36,18 @@ class Endpoints:
         self.input = model.config.input
         self.channels = len(self.input.mean)
         self.pixel = tf.float32 if self.input.resize == "plain" else tf.uint8
-        self.network = tf.function(
-            self._network,
-            input_signature=[
-                tf.TensorSpec([None, None, None, self.channels], self.pixel),
-                tf.TensorSpec([None, 2], tf.int32),
-            ],
-            autograph=False,
-        )
+        frames = tf.TensorSpec([None, None, None, self.channels], self.pixel)
+        self.network = _traced(self._network, frames, tf.TensorSpec([None, 2], tf.int32))
 
     def signatures(self):
-        """{name: (function, its one `TensorSpec`)}; a model of other than RGB images takes tensors only."""
-        tensor = tf.TensorSpec([None, None, None, self.channels], tf.uint8, name="images")
+        """{name: `tf.function` of one argument}; a model of other than RGB images takes tensors only."""
+        pixels = tf.TensorSpec([None, None, None, self.channels], tf.uint8, name="images")
+        tensor = _traced(self.image_tensor, pixels)
         if self.channels != 3:
-            return {"serving_default": (self.image_tensor, tensor)}
-        return {
-            "serving_default": (self.image_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
-            "image_tensor": (self.image_tensor, tensor),
-            "tf_example": (self.tf_example, tf.TensorSpec([None], tf.string, name="examples")),
-        }
+            return {"serving_default": tensor}
+        self.bytes = _traced(self.image_bytes, tf.TensorSpec([None], tf.string, name="image_bytes"))
+        example = _traced(self.tf_example, tf.TensorSpec([None], tf.string, name="examples"))
+        return {"serving_default": self.bytes, "image_tensor": tensor, "tf_example": example}
 
     def image_bytes(self, image_bytes):
         """string `[B]`, encoded images of any sizes and formats."""
@@ -83,7 +76,7 @@ class Endpoints:
             )
             return parsed[1]
 
-        return self.image_bytes(tf.map_fn(encoded, examples))
+        return self.bytes(tf.map_fn(encoded, examples))
 
     def _network(self, frames, sizes):
         return self.model({"images": frames, "image_sizes": sizes}, training=False)
@@ -152,6 +145,12 @@ class Endpoints:
         paste = self.model.config.mask_head.paste
         outputs = answer(found, network_sizes, source_sizes, self.model.categories, self.masks, paste)
         return outputs | ({"error": reasons} if self.on_error == "empty" else {})
+
+
+def _traced(function, *specs):
+    traced = tf.function(function, input_signature=specs, autograph=False)
+    traced.get_concrete_function()
+    return traced
 
 
 def _assert_none(reasons):
