@@ -7,6 +7,7 @@ images, D detections at most, M mask side, K keypoints.
 import tensorflow as tf
 
 from keras_mrcnn.serving import rle
+from keras_mrcnn.serving.documents import category_ids
 
 MASKS = ("rle", "box", "png", "none")
 
@@ -43,12 +44,12 @@ def answer(found, network_sizes, source_sizes, categories, masks, paste):
         return tf.where(mask, values, tf.zeros([], values.dtype))
 
     boxes, classes = kept(boxes), tf.gather(found["classes"], order, batch_dims=1)
-    ids = [category.id for category in categories]
+    ids = tf.constant(category_ids(categories), tf.int64)
     outputs = {
         "detection_boxes": tf.gather(boxes / tf.maximum(limits, 1.0), [1, 0, 3, 2], axis=2),
         "detection_boxes_pixels": boxes,
         "detection_scores": kept(found["scores"]),
-        "detection_classes": tf.where(valid, tf.gather(tf.constant(ids, tf.int64), classes), 0),
+        "detection_classes": tf.where(valid, tf.gather(ids, classes), 0),
         "detection_class_names": tf.where(valid, tf.gather([c.name for c in categories], classes), ""),
         "num_detections": tf.reduce_sum(tf.cast(valid, tf.int32), axis=1),
         "image_sizes": source_sizes,

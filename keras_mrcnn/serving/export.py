@@ -1,7 +1,6 @@
 """A trained model as a SavedModel for TensorFlow Serving, of stock operations unless told otherwise."""
 
 import contextlib
-import json
 import pathlib
 import shutil
 
@@ -9,6 +8,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_mrcnn.ops import library
+from keras_mrcnn.serving import documents
 from keras_mrcnn.serving.answers import MASKS
 from keras_mrcnn.serving.signatures import ON_ERROR, Endpoints
 
@@ -84,17 +84,17 @@ def _check(version, masks, max_pixels, on_error, operations):
 def _write(model, folder, masks, max_pixels, on_error, operations):
     kind = library.stock_operations() if operations == "stock" else contextlib.nullcontext()
     with kind:
+        signatures = Endpoints(model, masks, max_pixels, on_error).signatures()
         served = tf.Module()  # of the variables alone: Keras would trace the model once more for itself
         served.weights = [variable.value for variable in model.variables]
-        signatures = Endpoints(model, masks, max_pixels, on_error).signatures()
         tf.saved_model.save(served, folder, signatures)
     known = library.OPERATIONS if operations == "native" else ()
     foreign = [operation for operation in foreign_operations(folder) if operation not in known]
     if foreign:
         raise ValueError(f"The export holds operations that stock TensorFlow lacks: {', '.join(foreign)}.")
-    categories = [category.to_dict() for category in model.categories]
-    (folder / "assets").mkdir(exist_ok=True)
-    (folder / "assets" / "categories.json").write_text(json.dumps(categories))
+    what = "fails its request" if on_error == "raise" else "has no detections and an `error`"
+    limits = f"An image that cannot be read or has more than {max_pixels} pixels {what}."
+    documents.write(folder / "assets", signatures, model.categories, masks, limits)
 
 
 def _in_float32(model):

@@ -6,12 +6,13 @@ from the header and checked before anything is decoded.
 
 import tensorflow as tf
 
-from keras_mrcnn.data.images import decode
+from keras_mrcnn.data.images import decode, is_animated_webp
 
 LONGEST_EDGE = 65535  # pixels; what a JPEG can have
 _HEADER = 64  # bytes that hold the size of every format but JPEG
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
-_UNKNOWN = len(_FORMATS)
+_JPEG, _, _GIF, _, _WEBP, _UNKNOWN = range(6)
+_GIF_STEPS = 10_000  # at most, from the start of a GIF to the end of its first frame
 
 
 def read(encoded, max_pixels):
@@ -28,7 +29,10 @@ def read(encoded, max_pixels):
     """
     header = _bytes_of(tf.strings.substr(encoded + b"\0" * _HEADER, 0, _HEADER))
     kind = _kind(header)
-    height, width = tf.unstack(_size(encoded, header, kind))
+    encoded, gif_size = tf.cond(
+        kind == _GIF, lambda: first_frame(encoded), lambda: (encoded, tf.zeros([2], tf.int64))
+    )
+    height, width = tf.unstack(_size(encoded, header, kind, gif_size))
     reason = _refusal(encoded, kind, height, width, max_pixels)
     nothing = tf.zeros([0, 0, 3], tf.uint8)
     decoded, image = tf.cond(
@@ -74,14 +78,62 @@ def _kind(header):
 
 def _integer(header, at, count, big_endian=False):
     places = range(count)[::-1] if big_endian else range(count)
-    return sum(header[at + index] * 2 ** (8 * place) for index, place in enumerate(places))
+    return sum(tf.cast(header[at + index], tf.int64) * 2 ** (8 * place) for index, place in enumerate(places))
 
 
-def _size(encoded, header, kind):
+def first_frame(encoded):
+    """A GIF without what follows its first frame, of which a decoder would make pixels first.
+
+    Args:
+        encoded: string scalar.
+
+    Returns:
+        Tuple of the bytes and int64 `[2]`, the frame's height and width; 0 where no frame was found.
+    """
+    length = tf.strings.length(encoded)
+    data = tf.io.decode_raw(encoded + b"\0" * _HEADER, tf.uint8)
+    no_size = tf.zeros([2], tf.int64)
+
+    def byte(at):
+        return tf.cast(data[at], tf.int32)
+
+    def table(flags):
+        return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)  # bytes of a colour table
+
+    def block(at, size):
+        """An image descriptor or an extension begins here."""
+        is_image = byte(at) == 0x2C
+        start = tf.where(is_image, at + 11 + table(byte(at + 9)), at + 2)
+        found = tf.stack([_integer(data, at + 7, 2), _integer(data, at + 5, 2)])
+        known = is_image | (byte(at) == 0x21)
+        return tf.where(known, start, length), known, tf.where(is_image, found, size)
+
+    def parts(at, size):
+        """Its data: parts with their length before them, up to one of length 0. All of a length at once."""
+        same = tf.reshape(data[at :: byte(at) + 1] == data[at], [-1])
+        count = tf.where(
+            tf.reduce_all(same), tf.size(same), tf.argmin(tf.cast(same, tf.int8), output_type=tf.int32)
+        )
+        ends = byte(at) == 0
+        return tf.where(ends, at + 1, at + count * (byte(at) + 1)), ~ends, size
+
+    def unfinished(step, at, inside, size):
+        return (step < _GIF_STEPS) & (at < length) & (inside | (size[0] == 0))
+
+    def body(step, at, inside, size):
+        return step + 1, *tf.cond(inside, lambda: parts(at, size), lambda: block(at, size))
+
+    start = tf.constant(0), 13 + table(byte(10)), tf.constant(False), no_size
+    step, end, _, size = tf.while_loop(unfinished, body, start)
+    found = step < _GIF_STEPS
+    return tf.strings.substr(encoded, 0, tf.minimum(end, length)) + b";", tf.where(found, size, no_size)
+
+
+def _size(encoded, header, kind, gif):
     """(height, width) as the header says, int64 `[2]`; 0 where it cannot be read."""
 
     jpeg = tf.cond(
-        kind == 0,
+        kind == _JPEG,
         lambda: attempt(tf.io.extract_jpeg_shape, encoded, tf.zeros([3], tf.int32))[1][:2],
         lambda: tf.zeros([2], tf.int32),
     )
@@ -89,7 +141,7 @@ def _size(encoded, header, kind):
     sizes = [
         tf.cast(jpeg, tf.int64),
         [_integer(header, 20, 4, big_endian=True), _integer(header, 16, 4, big_endian=True)],
-        [_integer(header, 8, 2), _integer(header, 6, 2)],
+        gif,
         tf.abs(tf.where(bmp >= 2**31, bmp - 2**32, bmp)),  # upside down when negative
         _webp_size(header),
         tf.zeros([2], tf.int64),
@@ -114,16 +166,20 @@ def _webp_size(header):
 def _refusal(encoded, kind, height, width, max_pixels):
     """Why an image is not even decoded, a string scalar; empty when nothing speaks against it."""
     name = tf.gather([*_FORMATS, ""], kind)
-    says = ["its ", name, " header says ", _text(width), " x ", _text(height), " pixels"]
-    says = tf.strings.join(says)
-    most = f", more than the {max_pixels} that are allowed"
-    reason = tf.where(height * width > max_pixels, says + most, "")
+    says = tf.strings.join(["its ", name, " header says ", _text(width), " x ", _text(height), " pixels"])
+    reason = tf.where(height * width > max_pixels, says + f", and {max_pixels} are allowed", "")
     too_long = tf.maximum(height, width) > LONGEST_EDGE
-    reason = tf.where(too_long, says + f"; an edge has at most {LONGEST_EDGE}", reason)
-    reason = tf.where(tf.minimum(height, width) < 1, "the size in its " + name + " header is 0", reason)
-    reason = tf.where((kind == 0) & (height < 1), "its JPEG header is broken", reason)
+    reason = tf.where(too_long, says + f", and an edge may have {LONGEST_EDGE}", reason)
+    reason = tf.where(tf.minimum(height, width) < 1, says, reason)
+    broken = ((kind == _JPEG) | (kind == _GIF)) & (height < 1)
+    reason = tf.where(broken, tf.strings.join(["its ", name, " header is broken"]), reason)
+    reason = tf.where(is_animated_webp(encoded), "it is an animated WebP", reason)
     reason = tf.where(kind == _UNKNOWN, f"it is none of {', '.join(_FORMATS)}", reason)
-    return tf.where(tf.strings.length(encoded) == 0, "there are no bytes", reason)
+    return tf.where(
+        tf.strings.length(encoded) == 0,
+        "there are no bytes (of a tf.Example: in the feature image/encoded)",
+        reason,
+    )
 
 
 def _decoding_failure(encoded, kind):
@@ -134,7 +190,7 @@ def _decoding_failure(encoded, kind):
     last = tf.gather([b"\xff\xd9", b"IEND\xaeB`\x82", b";", b"", b"", b""], kind)
     whole = tf.strings.substr(end, tf.maximum(tf.strings.length(end) - tf.strings.length(last), 0), 8) == last
     why = tf.where(whole, " data are corrupt", " data end too early, or are corrupt")
-    why = tf.where(kind == 4, " data are corrupt, or of a kind that this TensorFlow does not decode", why)
+    why = tf.where(kind == _WEBP, " data are corrupt, or of a kind that this TensorFlow does not decode", why)
     return tf.strings.join(["its ", tf.gather([*_FORMATS, ""], kind), why, " (", _text(length), " bytes)"])
 
 

@@ -1,6 +1,7 @@
 """Mask probabilities to masks at source size, inside a graph: COCO's run lengths, or PNG files.
 
-The arithmetic is that of `geometry.masks`, in float64, so the masks are the same to the last pixel. Letters: N detections of any images, M mask side, h and w the pixels of a box.
+The arithmetic is that of `geometry.masks`, in float64, so the masks are the same to the last pixel.
+Letters: N detections of any images, M mask side, h and w the pixels of a box.
 """
 
 from typing import NamedTuple

@@ -40,7 +40,7 @@ class Endpoints:
         self.network = _traced(self._network, frames, tf.TensorSpec([None, 2], tf.int32))
 
     def signatures(self):
-        """{name: `tf.function` of one argument}; a model of other than RGB images takes tensors only."""
+        """{name: concrete function of one argument}; a model of other than RGB images takes tensors only."""
         pixels = tf.TensorSpec([None, None, None, self.channels], tf.uint8, name="images")
         tensor = _traced(self.image_tensor, pixels)
         if self.channels != 3:
@@ -123,7 +123,7 @@ class Endpoints:
         batch = tf.shape(sizes)[0]
         padded = sizes + -sizes % 32
         _, group = tf.unique(padded[:, 0] * 2**16 + padded[:, 1])
-        outputs = self.network.get_concrete_function().structured_outputs
+        outputs = self.network.structured_outputs
         nothing = {name: tf.zeros([batch, *spec.shape[1:]], spec.dtype) for name, spec in outputs.items()}
 
         def body(number, found):
@@ -148,9 +148,7 @@ class Endpoints:
 
 
 def _traced(function, *specs):
-    traced = tf.function(function, input_signature=specs, autograph=False)
-    traced.get_concrete_function()
-    return traced
+    return tf.function(function, input_signature=specs, autograph=False).get_concrete_function()
 
 
 def _assert_none(reasons):
