@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_mrcnn.ops import library
-from keras_mrcnn.serving import documents
+from keras_mrcnn.serving import documents, warmup
 from keras_mrcnn.serving.answers import MASKS
 from keras_mrcnn.serving.signatures import ON_ERROR, Endpoints
 
@@ -16,7 +16,14 @@ MAX_PIXELS = 64_000_000  # of a source image; 192 MB when decoded
 
 
 def export_saved_model(
-    model, folder, version=1, masks="rle", max_pixels=MAX_PIXELS, on_error="raise", operations="stock"
+    model,
+    folder,
+    version=1,
+    masks="rle",
+    max_pixels=MAX_PIXELS,
+    on_error="raise",
+    operations="stock",
+    pictures=(),
 ):
     """Write `model` to `folder/version`, for TensorFlow Serving and any process that knows TensorFlow alone.
 
@@ -36,6 +43,8 @@ def export_saved_model(
             detections, and the output `error` says why.
         operations: `stock`, or `native`: with the compiled operations. Then only a process that has loaded
             their library (`keras_mrcnn.ops.library.choice()` does) can run it; TensorFlow Serving cannot.
+        pictures: paths of image files like those to come, at most 1000: what TensorFlow Serving warms up with
+            when it loads the model; none: two made-up ones.
 
     Returns:
         pathlib.Path: the folder of the version.
@@ -57,6 +66,7 @@ def export_saved_model(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(_in_float32(model), partial, masks, max_pixels, on_error, operations)
+        warmup.write(partial, folder.resolve().name, len(model.config.input.mean), pictures)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
