@@ -19,8 +19,8 @@ def decode(encoded):
     an animation the first frame is taken. The orientation tag of EXIF is not applied.
 
     Args:
-        encoded: string scalar, the bytes of a JPEG, PNG, BMP, GIF or, since TensorFlow 2.20, WebP file, which
-            must not be animated.
+        encoded: string scalar, the bytes of a JPEG, PNG, BMP, GIF or, where TensorFlow decodes it, WebP
+            file that is not animated.
 
     Returns:
         uint8 `[H, W, 3]`, RGB.
@@ -29,9 +29,7 @@ def decode(encoded):
         tf.errors.InvalidArgumentError: The bytes are not an image, or end too early.
     """
     # TensorFlow 2.21 writes behind its buffer when it decodes an animated WebP.
-    refused = tf.debugging.Assert(~is_animated_webp(encoded), ["an animated WebP"])
-    with tf.control_dependencies([] if refused is None else [refused]):
-        encoded = tf.identity(encoded)
+    encoded = tf.where(is_animated_webp(encoded), b"an animated WebP", encoded)
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),

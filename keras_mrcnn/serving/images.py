@@ -12,7 +12,7 @@ LONGEST_EDGE = 65535  # pixels; what a JPEG can have
 _HEADER = 64  # bytes that hold the size of every format but JPEG
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 _JPEG, _, _GIF, _, _WEBP, _UNKNOWN = range(6)
-_GIF_STEPS = 10_000  # at most, from the start of a GIF to the end of its first frame
+_GIF_STEPS = 2_000  # at most, from the start of a GIF to the end of its first frame
 
 
 def read(encoded, max_pixels):
