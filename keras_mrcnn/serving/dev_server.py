@@ -50,7 +50,8 @@ class Served:
         versions = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
         if not versions:
             raise FileNotFoundError(
-                f"{folder} holds no version, a folder with a number for a name. Give what `mrcnn export` was given."
+                f"{folder} holds no version, which is a folder with a number for a name. Give the OUTPUT of "
+                "`mrcnn export`."
             )
         path = max(versions, key=lambda path: int(path.name))
         self.name, self.version = folder.name, path.name
