@@ -57,7 +57,9 @@ def answer(found, network_sizes, source_sizes, categories, masks, paste):
     if "keypoints" in found:
         outputs |= _keypoints(kept(found["keypoints"]), scales, limits)
     if "masks" in found and masks != "none":
-        outputs["detection_masks"] = _masks(kept(found["masks"]), boxes, source_sizes, valid, masks, paste)
+        # TensorFlow Serving's REST interface writes bytes (in base64) only under a name with this ending.
+        name = "detection_masks_bytes" if masks == "png" else "detection_masks"
+        outputs[name] = _masks(kept(found["masks"]), boxes, source_sizes, valid, masks, paste)
     return outputs
 
 

@@ -69,7 +69,7 @@ def _readme(signatures, masks, limits):
         spec = function.structured_input_signature[0][0]
         shape = _shape(spec, "B", "H", "W")
         lines.append(f"| `{name}` | `{spec.name}` | {spec.dtype.name} | {shape} | {INPUTS[spec.name]} |")
-    meanings = {**OUTPUTS, "detection_masks": MASKS.get(masks)}
+    meanings = {**OUTPUTS, **dict.fromkeys(("detection_masks", "detection_masks_bytes"), MASKS.get(masks))}
     lines += ["", f"{limits} All signatures answer with:", ""]
     lines += ["| output | type | shape | |", "| --- | --- | --- | --- |"]
     for name, spec in sorted(function.structured_outputs.items()):

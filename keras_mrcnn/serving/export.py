@@ -37,7 +37,7 @@ def export_saved_model(
         folder: path, what TensorFlow Serving calls base path.
         version: int, the name of the folder in it.
         masks: `rle`: COCO's compressed run lengths at source size; `box`: probabilities over the box; `png`:
-            a file of each mask at source size; `none`.
+            a file of each mask at source size, as `detection_masks_bytes`; `none`.
         max_pixels: int; larger images are refused before they are decoded.
         on_error: `raise`: an image that cannot be read fails the request and is named; `empty`: it has no
             detections, and the output `error` says why.

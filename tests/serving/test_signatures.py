@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_mrcnn.data.records import Category
 from keras_mrcnn.results import Results
-from keras_mrcnn.serving import signatures
+from keras_mrcnn.serving import rest, signatures
 from keras_mrcnn.serving.answers import answer
 
 
@@ -87,10 +87,10 @@ def test_pixels_that_are_none(served):
 def test_an_error_names_the_image():
     signatures._assert_none(tf.constant(["", ""]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="image 1: torn; image 2: burnt"):
-        tf.function(lambda reasons: signatures._assert_none(reasons))(tf.constant(["", "torn", "burnt"]))
+        tf.function(signatures._assert_none)(tf.constant(["", "torn", "burnt"]))
 
 
-@pytest.mark.parametrize("masks", ["box", "none", "rle"])
+@pytest.mark.parametrize("masks", ["box", "none", "rle", "png"])
 def test_answers_are_those_of_results(masks):
     random = np.random.default_rng(0)
     corners = np.sort(random.uniform(-10, 110, (2, 3, 6, 2)), axis=0)
@@ -107,7 +107,7 @@ def test_answers_are_those_of_results(masks):
     network, source = np.int32([[100, 90], [80, 100], [100, 100]]), np.int32([[333, 300], [20, 25], [47, 46]])
     categories = [Category(5, "a", tuple("vwxyz")), Category(9, "b")]
     tensors = {name: tf.constant(value) for name, value in found.items()}
-    answers = answer(tensors, network, source, categories, masks, "centres")
+    answers = answer(tensors, tf.constant(network), tf.constant(source), categories, masks, "centres")
     answers = {name: value.numpy() for name, value in answers.items()}
     for row in range(3):
         rows = {name: value[row] for name, value in found.items()}
@@ -131,5 +131,30 @@ def test_answers_are_those_of_results(masks):
         elif masks == "rle":
             rles = [rle["counts"].encode() for rle in expected.rles()]
             assert part["detection_masks"].tolist() == rles
-        else:
-            assert "detection_masks" not in part
+        elif masks == "png":
+            files = part["detection_masks_bytes"].tolist()
+            found_masks = np.reshape([tf.io.decode_png(file) for file in files], expected.masks.shape)
+            np.testing.assert_array_equal(found_masks, expected.masks * 255)
+        assert ("detection_masks" in part) == (masks in ("box", "rle"))
+
+
+def test_a_hundred_detections_are_a_small_answer():
+    # ellipses of all sizes in 800 x 1333, as the REST interface writes them
+    random = np.random.default_rng(3)
+    centres = random.uniform([100, 100], [1233, 700], (100, 2))
+    halves = random.uniform(10, 100, (100, 2))
+    grid = (np.arange(28) - 13.5) / 14
+    ellipse = np.clip(3 * (1 - np.hypot(*np.meshgrid(grid, grid))) + 0.5, 0, 1)
+    found = {
+        "boxes": np.concatenate([centres - halves, centres + halves], axis=1)[None].astype(np.float32),
+        "scores": random.random((1, 100), np.float32),
+        "classes": np.zeros((1, 100), np.int32),
+        "num_detections": np.int32([100]),
+        "masks": np.tile(ellipse, (1, 100, 1, 1)).astype(np.float32),
+    }
+    tensors = {name: tf.constant(value) for name, value in found.items()}
+    size = tf.constant([[800, 1333]])
+    answers = answer(tensors, size, size, [Category(1, "motorcycle")], "rle", "centres")
+    text = rest.answer({name: value.numpy() for name, value in answers.items()}, rows=True)
+    assert len(text) <= 60_000
+    print(f"{len(text)} bytes")
