@@ -79,11 +79,12 @@ def _masks(probabilities, boxes, sizes, valid, masks, paste):
         return probabilities
     batch, detections, side, _ = tf.unstack(tf.shape(probabilities))
     encode = rle.png if masks == "png" else rle.run_lengths
-    encoded = encode(
-        tf.reshape(probabilities, [-1, side, side]),
-        tf.reshape(boxes, [-1, 4]),
-        tf.repeat(sizes, detections, axis=0),
-        tf.reshape(valid, [-1]),
-        paste,
-    )
-    return tf.reshape(encoded, [batch, detections])
+    with tf.device("CPU"):  # strings live there, and a GPU would wait for each detection
+        encoded = encode(
+            tf.reshape(probabilities, [-1, side, side]),
+            tf.reshape(boxes, [-1, 4]),
+            tf.repeat(sizes, detections, axis=0),
+            tf.reshape(valid, [-1]),
+            paste,
+        )
+        return tf.reshape(encoded, [batch, detections])

@@ -25,7 +25,7 @@ MASKS = {
 }
 INPUTS = {
     "image_bytes": "JPEG, PNG, GIF (first frame), BMP or WebP files, of any sizes",
-    "images": "source images of one size, RGB",
+    "images": "pixels of source images of one size; RGB when there are 3 channels",
     "examples": "serialised `tf.Example`s with a file as in `image_bytes` in the feature `image/encoded`",
 }
 _LETTERS = "`B` images, `D` detections at most, `M` cells of a mask's side, `K` keypoints."

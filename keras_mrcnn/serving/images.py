@@ -29,14 +29,14 @@ def read(encoded, max_pixels):
     """
     header = _bytes_of(tf.strings.substr(encoded + b"\0" * _HEADER, 0, _HEADER))
     kind = _kind(header)
-    encoded, gif_size = tf.cond(
+    needed, gif_size = tf.cond(
         kind == _GIF, lambda: first_frame(encoded), lambda: (encoded, tf.zeros([2], tf.int64))
     )
     height, width = tf.unstack(_size(encoded, header, kind, gif_size))
     reason = _refusal(encoded, kind, height, width, max_pixels)
     nothing = tf.zeros([0, 0, 3], tf.uint8)
     decoded, image = tf.cond(
-        reason == "", lambda: attempt(decode, encoded, nothing), lambda: (tf.constant(False), nothing)
+        reason == "", lambda: attempt(decode, needed, nothing), lambda: (tf.constant(False), nothing)
     )
     failure = _decoding_failure(encoded, kind)
     return image, tf.where((reason == "") & ~decoded, failure, reason)
@@ -131,7 +131,6 @@ def first_frame(encoded):
 
 def _size(encoded, header, kind, gif):
     """(height, width) as the header says, int64 `[2]`; 0 where it cannot be read."""
-
     jpeg = tf.cond(
         kind == _JPEG,
         lambda: attempt(tf.io.extract_jpeg_shape, encoded, tf.zeros([3], tf.int32))[1][:2],

@@ -9,7 +9,7 @@ its neighbours: features near the right and the lower edge see the padding.
 
 import tensorflow as tf
 
-from keras_mrcnn.data.images import network_size, pad_to_stride, resize
+from keras_mrcnn.data.images import STRIDE, network_size, pad_to_stride, resize
 from keras_mrcnn.serving import images
 from keras_mrcnn.serving.answers import answer
 
@@ -121,7 +121,7 @@ class Endpoints:
     def _detect_groups(self, frames, sizes):
         """What the network finds in frames of several padded sizes; nothing in those of size 0."""
         batch = tf.shape(sizes)[0]
-        padded = sizes + -sizes % 32
+        padded = sizes + -sizes % STRIDE
         _, group = tf.unique(padded[:, 0] * 2**16 + padded[:, 1])
         outputs = self.network.structured_outputs
         nothing = {name: tf.zeros([batch, *spec.shape[1:]], spec.dtype) for name, spec in outputs.items()}

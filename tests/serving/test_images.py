@@ -114,7 +114,7 @@ def load_with_pillow(file):
         (encode(np.zeros((1001, 1001, 3), np.uint8), "WEBP", lossless=True), "WebP header says 1001"),
         *[
             (encode(picture(), kind)[:-30], f"its {kind} data end too early, or are corrupt")
-            for kind in ("JPEG", "PNG")
+            for kind in ("JPEG", "PNG", "GIF")
         ],
     ],
     ids=lambda value: value if isinstance(value, str) else "",
