@@ -78,21 +78,19 @@ def main():
     model = load_model(output / "last.keras")
     records = load_coco(settings.data.val_annotations, settings.data.val_images, model.categories).records
     draw_pictures(model, records[:: max(len(records) // PICTURES, 1)][:PICTURES], output / "pictures")
-    export_saved_model(model, output / "saved_model")
+    served = export_saved_model(model, output / "saved_model")
 
     otsu = otsu_score(settings.data.val_annotations, settings.data.val_images)["segm"]
     print(f"\nTrained and scored in {minutes:.1f} minutes. On the same images, Otsu's threshold:")
     print("segm  " + "  ".join(f"{name} {100 * otsu[name]:.1f}" for name in ("AP", "AP50", "AP75")))
     print("\nA fresh process that knows TensorFlow alone, on the SavedModel:", flush=True)
-    subprocess.run(
-        [sys.executable, HERE / "predict_saved_model.py", output / "saved_model", records[0].path], check=True
-    )
+    subprocess.run([sys.executable, HERE / "predict_saved_model.py", served, records[0].path], check=True)
     print(
         f"""
 Made in {output}:
   pictures/        true and predicted masks, side by side: look at them first
   last.keras       the model with its category names: keras_mrcnn.load_model
-  saved_model/     the same as stock TensorFlow operations; takes images that are resized already
+  saved_model/     the same for TensorFlow Serving: image files in, answers in their pixels out
   log.csv, scores_epoch_*.json, config.yaml
 
 Next:

@@ -1,4 +1,4 @@
-"""The command line: `mrcnn check | train | eval | predict | export | presets | convert | shapes`, and
+"""The command line: `mrcnn check | train | eval | predict | export | serve | presets | convert | shapes`, and
 `build-ops | doctor` about the compiled operations.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
@@ -159,7 +159,31 @@ def predict(model, images, output, threshold):
 
 @main.command()
 @click.argument("model", type=_FILE)
-@click.argument("folder", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["savedmodel", "onnx", "openvino"]),
+    default="savedmodel",
+    show_default=True,
+    help="onnx, openvino: the network alone, from resized images, as the file OUTPUT (.onnx, .xml).",
+)
+@click.option("--version", default=1, show_default=True, help="The folder in OUTPUT.")
+@click.option(
+    "--masks",
+    type=click.Choice(["rle", "box", "png", "none"]),
+    default="rle",
+    show_default=True,
+    help="COCO's run lengths; probabilities over the box; PNG files; none.",
+)
+@click.option("--max-pixels", default=64_000_000, show_default=True, help="Larger images are refused.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "empty"]),
+    default="raise",
+    show_default=True,
+    help="An image that cannot be read fails the request, or has no detections and an `error`.",
+)
 @click.option(
     "--ops",
     "operations",
@@ -168,17 +192,63 @@ def predict(model, images, output, threshold):
     show_default=True,
     help="native: with the compiled operations of `mrcnn build-ops`.",
 )
-def export(model, folder, operations):
-    """Write MODEL as a SavedModel of stock TensorFlow operations to FOLDER."""
+@click.option(
+    "--warmup",
+    "pictures",
+    multiple=True,
+    type=_FILE,
+    help="A picture like those to come, for the server to warm up with; may be given several times.",
+)
+@click.option("--deploy", is_flag=True, help="Also write docker-compose.yml and what it needs beside OUTPUT.")
+@click.pass_context
+def export(context, model, output, kind, deploy, **options):
+    """Write MODEL as a SavedModel to OUTPUT/VERSION, for TensorFlow Serving and plain TensorFlow."""
+    if kind != "savedmodel":
+        of_others = [
+            name
+            for name in ("deploy", *options)
+            if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+        ]
+        if of_others:
+            raise click.UsageError(f"{', '.join(of_others)}: only of a SavedModel, not of --format {kind}.")
+        from keras_mrcnn.serving import onnx
+
+        write = onnx.export_onnx if kind == "onnx" else onnx.export_openvino
+        write(load_model(model), output)
+        click.echo(f"float32, images and image_sizes in the network frame -> {output}")
+        return
+    from keras_mrcnn.serving import layout
     from keras_mrcnn.serving.export import export_saved_model
 
-    export_saved_model(load_model(model), folder, operations)
-    click.echo(f"SavedModel, float32, signature serving_default(images, image_sizes) -> {folder}")
-    if operations == "native":
+    path = export_saved_model(load_model(model), output, **options)
+    click.echo(f"SavedModel, float32, signature serving_default(image_bytes) -> {path}")
+    if options["operations"] == "native":
         click.echo(
             "It holds the compiled operation: stock TensorFlow Serving cannot load it, and Python only after "
             "`keras_mrcnn.ops.library.choice()`. Export without --ops native for everybody else."
         )
+    if deploy:
+        written, kept = layout.write(output)
+        click.echo("".join(f"written: {path}\n" for path in written), nl=False)
+        click.echo("".join(f"left as it was: {path}\n" for path in kept), nl=False)
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--dev", is_flag=True, help="Say that you know: this is for development only.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8501, show_default=True)
+def serve(folder, dev, host, port):
+    """Answer as TensorFlow Serving's REST interface would, for FOLDER of `mrcnn export`. Development only.
+
+    One process, one request after the other, no gRPC. In production run TensorFlow Serving itself:
+    `mrcnn export --deploy` writes what it needs.
+    """
+    if not dev:
+        raise click.UsageError("This server is for development: `mrcnn serve --dev`. See --help.")
+    from keras_mrcnn.serving import dev_server
+
+    dev_server.run(folder, host, port)
 
 
 @main.command()

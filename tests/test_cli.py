@@ -178,9 +178,9 @@ def test_predict_leaves_out_what_it_cannot_read_and_says_so(shapes, trained, tmp
 def test_export_writes_a_saved_model_once(trained, tmp_path):
     result = invoke("export", trained / "last.keras", tmp_path / "saved")
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "saved" / "saved_model.pb").is_file()
+    assert (tmp_path / "saved" / "1" / "saved_model.pb").is_file()
     again = invoke("export", trained / "last.keras", tmp_path / "saved")
-    assert again.exit_code == 1 and "not empty" in again.output
+    assert again.exit_code == 1 and "next free version is 2" in again.output
 
 
 def test_check_says_what_is_there(shapes):

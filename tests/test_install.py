@@ -89,6 +89,13 @@ def test_wheel_holds_the_list_of_presets(installed):
     assert data_files(installed / "keras_mrcnn" / "weights", {".yaml", ".txt"}) == wanted
 
 
+def test_wheel_holds_what_stands_beside_an_export(installed):
+    folder = REPOSITORY / "keras_mrcnn" / "serving" / "deploy"
+    wanted = sorted(path.name for path in folder.iterdir())
+    there = installed / "keras_mrcnn" / "serving" / "deploy"
+    assert "models.config" in wanted and sorted(path.name for path in there.iterdir()) == wanted
+
+
 def test_folders_are_found_from_anywhere(installed, tmp_path):
     configs, custom_ops, tensorflow = run("-c", FIND, path=installed, folder=tmp_path).stdout.split()
     assert pathlib.Path(configs) == installed / "keras_mrcnn" / "configs"

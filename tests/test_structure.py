@@ -51,7 +51,7 @@ ARROWS = {
     "training": ("config", "evaluation", "results"),
     "train": ("config", "data", "evaluation", "model", "training", "weights"),
     "ablation": ("config", "train"),
-    "serving": ("model", "config", "geometry", "ops.library"),
+    "serving": ("model", "config", "geometry", "ops", "data.images"),
     "weights": (
         "model",
         "assembly",

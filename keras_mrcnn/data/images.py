@@ -19,7 +19,8 @@ def decode(encoded):
     an animation the first frame is taken. The orientation tag of EXIF is not applied.
 
     Args:
-        encoded: string scalar, the bytes of a JPEG, PNG, BMP or GIF file.
+        encoded: string scalar, the bytes of a JPEG, PNG, BMP, GIF or, where TensorFlow decodes it, WebP
+            file that is not animated.
 
     Returns:
         uint8 `[H, W, 3]`, RGB.
@@ -27,6 +28,8 @@ def decode(encoded):
     Raises:
         tf.errors.InvalidArgumentError: The bytes are not an image, or end too early.
     """
+    # TensorFlow 2.21 writes behind its buffer when it decodes an animated WebP.
+    encoded = tf.where(is_animated_webp(encoded), b"an animated WebP", encoded)
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
@@ -34,6 +37,14 @@ def decode(encoded):
     )
     image.set_shape([None, None, 3])
     return image
+
+
+def is_animated_webp(encoded):
+    """bool scalar: whether the bytes, a string scalar, are a WebP file with the mark of an animation."""
+    header = tf.strings.substr(encoded + b"\0" * 21, 0, 21)
+    container = tf.strings.substr(header, 0, 4) + tf.strings.substr(header, 8, 8)
+    flags = tf.io.decode_raw(header, tf.uint8)[20]
+    return (container == b"RIFFWEBPVP8X") & (flags // 2 % 2 == 1)
 
 
 def _to_rgb(image):

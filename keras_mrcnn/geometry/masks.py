@@ -7,6 +7,8 @@ Letters: M mask side, H and W image height and width, h and w patch height and w
 
 import numpy as np
 
+ROUNDING = 1e-9  # below the threshold still counts: exact ties come out alike in any order of summation
+
 
 def paste(probabilities, box, height, width, threshold=0.5):
     """The binary mask of one object in image pixels.
@@ -57,7 +59,7 @@ def paste_patch(probabilities, box, height, width, threshold=0.5):
         return 0, 0, np.zeros((0, 0), bool)
     top, rows = _axis_weights(y1, y2, probabilities.shape[0], height)
     left, columns = _axis_weights(x1, x2, probabilities.shape[1], width)
-    return top, left, rows @ probabilities @ columns.T >= threshold
+    return top, left, rows @ probabilities @ columns.T >= threshold - ROUNDING
 
 
 def widened(box, cells):

@@ -24,7 +24,7 @@ VARIABLE = "KERAS_MRCNN_OPS"
 OPERATIONS = ("KerasMrcnn>RoiAlign", "KerasMrcnn>RoiAlignGrad")
 TYPES = (tf.float32, tf.float16, tf.bfloat16)  # of features, that the compiled operations take
 _BUILD = "`mrcnn build-ops`"
-_stock = contextvars.ContextVar("stock_operations", default=False)
+_asked = contextvars.ContextVar("operations", default=None)
 
 
 class Choice(NamedTuple):
@@ -48,8 +48,8 @@ def choice():
         ValueError: `KERAS_MRCNN_OPS` holds something else.
         OSError: it asks for the compiled library, which cannot be built or loaded.
     """
-    if _stock.get():
-        return Choice(None, (), "stock operations are asked for")
+    if _asked.get():
+        return _asked.get()
     mode = os.environ.get(VARIABLE) or "auto"
     if mode == "portable":
         return Choice(None, (), f"{VARIABLE}=portable")
@@ -70,7 +70,7 @@ def compiled():
     Where nobody asked for stock operations, the reason for them is told once.
     """
     chosen = choice()
-    if not (chosen.module or _stock.get() or os.environ.get(VARIABLE) == "portable"):
+    if not (chosen.module or _asked.get() or os.environ.get(VARIABLE) == "portable"):
         _tell(f"RoIAlign uses stock TensorFlow operations: {chosen.reason}.")
     return chosen.module
 
@@ -80,14 +80,24 @@ def _tell(message):
     logging.getLogger("keras_mrcnn").warning(message)
 
 
-@contextlib.contextmanager
 def stock_operations():
     """Within it, whatever is called or traced consists of operations that TensorFlow by itself has."""
-    token = _stock.set(True)
+    return operations(Choice(None, (), "stock operations are asked for"))
+
+
+@contextlib.contextmanager
+def operations(asked):
+    """Within it, `choice()` is this `Choice`."""
+    token = _asked.set(asked)
     try:
         yield
     finally:
-        _stock.reset(token)
+        _asked.reset(token)
+
+
+def asked():
+    """The module of `operations`, None outside of it."""
+    return _asked.get() and _asked.get().module
 
 
 def pool(module, maps, boxes, images, scales, bins, sampling_ratio, method, reduction="average", levels=None):

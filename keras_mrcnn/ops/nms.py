@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_mrcnn.ops import library
+
 
 def nms(boxes, scores, groups, valid, max_outputs, iou_threshold):
     """Boxes of each image that survive greedy non-maximum suppression, best first.
@@ -21,17 +23,14 @@ def nms(boxes, scores, groups, valid, max_outputs, iou_threshold):
         kept: bool `[B, max_outputs]`, False for the padding.
     """
 
+    module = library.asked()
+    if hasattr(module, "keras_mrcnn_nms"):  # not the compiled library, which has none
+        return module.keras_mrcnn_nms(_apart(boxes, groups), scores, valid, max_outputs, iou_threshold)
+
     def one_image(image):
         boxes, scores, groups, valid = image
         candidates = tf.where(valid)[:, 0]
-        boxes, groups = tf.gather(boxes, candidates), tf.gather(groups, candidates)
-        # Every group in a cell of its own, wider than all boxes: different groups cannot touch. A square of
-        # cells keeps the coordinates small, so that float32 still resolves them.
-        extent = tf.reduce_max(boxes) - tf.reduce_min(boxes) + 1
-        count = tf.cast(tf.maximum(tf.reduce_max(groups), 0) + 1, tf.float32)
-        columns = tf.cast(tf.math.ceil(tf.sqrt(count)), tf.int32)
-        cell = tf.cast(tf.stack([groups % columns, groups // columns], axis=-1), tf.float32)
-        shifted = boxes + tf.tile(cell, [1, 2]) * extent
+        shifted = _apart(tf.gather(boxes, candidates), tf.gather(groups, candidates))
         kept = tf.image.non_max_suppression(
             shifted, tf.gather(scores, candidates), max_outputs, iou_threshold
         )
@@ -47,3 +46,16 @@ def nms(boxes, scores, groups, valid, max_outputs, iou_threshold):
         (boxes, scores, groups, valid),
         fn_output_signature=(tf.TensorSpec([max_outputs], tf.int32), tf.TensorSpec([max_outputs], tf.bool)),
     )
+
+
+def _apart(boxes, groups):
+    """The boxes `[..., N, 4]`, moved so that those of different groups cannot touch.
+
+    Every group in a cell of its own, wider than all boxes of the image. A square of cells keeps the
+    coordinates small, so that float32 still resolves them.
+    """
+    extent = tf.reduce_max(boxes, [-2, -1], True) - tf.reduce_min(boxes, [-2, -1], True) + 1
+    count = tf.cast(tf.maximum(tf.reduce_max(groups, -1, True), 0) + 1, tf.float32)
+    columns = tf.cast(tf.math.ceil(tf.sqrt(count)), tf.int32)
+    cell = tf.cast(tf.stack([groups % columns, groups // columns], axis=-1), tf.float32)
+    return boxes + tf.concat([cell, cell], -1) * extent

@@ -81,10 +81,8 @@ def take_valid(values, valid):
 
 def put_valid(rows, valid):
     """The inverse of `take_valid`: `[B, R, ...]` with `rows` `[N, ...]` where valid, zeros elsewhere."""
-    batch, regions = ops.shape(valid)
-    flat = ops.nonzero(ops.reshape(valid, [-1]))[0]
-    values = ops.scatter(flat[:, None], rows, (batch * regions, *rows.shape[1:]))
-    return ops.reshape(values, (batch, regions, *rows.shape[1:]))
+    places = ops.stack(ops.nonzero(valid), axis=-1)
+    return ops.scatter(places, rows, (*ops.shape(valid), *rows.shape[1:]))
 
 
 def one_at_least(pooled):

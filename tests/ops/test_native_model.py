@@ -27,6 +27,7 @@ def tiny_model():
     settings.proposals = config.Proposals(100, 100, 50, 50)
     settings.sampling.rois, settings.box_head.units, settings.mask_head.convs = 32, 32, 1
     settings.detections = config.Detections(score_threshold=0.0, max_detections=10)
+    settings.input.short_edge, settings.input.long_edge = 90, 120
     model = MaskRCNN(settings, [{"id": 5, "name": "a"}, {"id": 9, "name": "b"}], seed=3)
     # Scores far apart, so that rounding cannot change their order.
     for layer in (model.rpn_head.objectness, model.box_head.classes, model.rpn_head.deltas):
@@ -43,6 +44,11 @@ def model():
 def picture():
     images = np.random.default_rng(0).integers(0, 256, (1, 128, 96, 3)).astype("uint8")
     return {"images": images, "image_sizes": np.array([[120, 90]], "int32")}
+
+
+def source():
+    """The picture without its padding."""
+    return picture()["images"][:, :120, :90]
 
 
 def targets():
@@ -71,8 +77,8 @@ def one_training_step():
 # What a process that knows TensorFlow alone finds.
 FRESH = """
 import sys, numpy as np, tensorflow as tf
-signature = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-found = signature(**{name: tf.constant(value) for name, value in np.load(sys.argv[2]).items()})
+signature = tf.saved_model.load(sys.argv[1]).signatures["image_tensor"]
+found = signature(images=tf.constant(np.load(sys.argv[2])))
 np.savez(sys.argv[3], **{name: value.numpy() for name, value in found.items()})
 assert not any(name.startswith("keras_mrcnn") for name in sys.modules), "not TensorFlow alone"
 """
@@ -80,12 +86,13 @@ assert not any(name.startswith("keras_mrcnn") for name in sys.modules), "not Ten
 
 def served(folder, place):
     """The answer of the SavedModel in another process, and what that process said."""
-    np.savez(place / "given.npz", **picture())
-    arguments = folder, place / "given.npz", place / "found.npz"
+    np.save(place / "given.npy", source())
+    arguments = folder, place / "given.npy", place / "found.npz"
     done = subprocess.run(
         [sys.executable, "-c", FRESH, *arguments], cwd=place, capture_output=True, text=True
     )
-    return (np.load(place / "found.npz") if done.returncode == 0 else None), done.stderr
+    found = np.load(place / "found.npz", allow_pickle=True) if done.returncode == 0 else None
+    return found, done.stderr
 
 
 class TestModel:
@@ -100,24 +107,25 @@ class TestModel:
             np.testing.assert_allclose(weights[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
 
     def test_an_export_is_of_stock_operations(self, model, tmp_path):
-        expected = model.predict_on_batch(picture())  # also traced with the compiled operation
-        export_saved_model(model, tmp_path / "saved")
-        assert foreign_operations(tmp_path / "saved") == []
-        found, said = served(tmp_path / "saved", tmp_path)
+        expected = model.detect(source()[0])  # also traced with the compiled operation
+        folder = export_saved_model(model, tmp_path / "saved")
+        assert foreign_operations(folder) == []
+        found, said = served(folder, tmp_path)
         assert found is not None, said
-        assert expected["num_detections"].min() > 0
-        for name, value in expected.items():
-            scale = 128 if name == "boxes" else 1  # pixels as parts of the image
-            np.testing.assert_allclose(found[name] / scale, value / scale, atol=1e-4, err_msg=name)
+        assert found["num_detections"] == len(expected) > 0
+        for name, value in {"boxes_pixels": expected.boxes / 128, "scores": expected.scores}.items():
+            scale = 128 if name == "boxes_pixels" else 1  # pixels as parts of the image
+            served_value = found[f"detection_{name}"][0, : len(expected)] / scale
+            np.testing.assert_allclose(served_value, value, atol=1e-4, err_msg=name)
 
     def test_an_export_with_the_compiled_operation(self, model, tmp_path):
-        export_saved_model(model, tmp_path / "saved", operations="native")
-        assert foreign_operations(tmp_path / "saved") == ["KerasMrcnn>RoiAlign"]
-        found, said = served(tmp_path / "saved", tmp_path)
+        folder = export_saved_model(model, tmp_path / "saved", operations="native")
+        assert foreign_operations(folder) == ["KerasMrcnn>RoiAlign"]
+        found, said = served(folder, tmp_path)
         assert found is None and "Op type not registered 'KerasMrcnn>RoiAlign'" in said
-        signature = tf.saved_model.load(tmp_path / "saved").signatures["serving_default"]
-        found = signature(**{name: tf.constant(value) for name, value in picture().items()})
-        np.testing.assert_allclose(found["scores"], model.predict_on_batch(picture())["scores"], atol=1e-5)
+        found = tf.saved_model.load(folder).signatures["image_tensor"](images=tf.constant(source()))
+        expected = model.detect(source()[0]).scores
+        np.testing.assert_allclose(found["detection_scores"][0, : len(expected)], expected, atol=1e-5)
 
     def test_no_export_with_what_is_not_in_use(self, model, tmp_path, monkeypatch):
         monkeypatch.setenv("KERAS_MRCNN_OPS", "portable")
@@ -132,7 +140,7 @@ class TestModel:
         )
         assert result.exit_code == 0, result.output
         assert "stock TensorFlow Serving cannot load it" in result.output
-        assert foreign_operations(tmp_path / "saved") == ["KerasMrcnn>RoiAlign"]
+        assert foreign_operations(tmp_path / "saved" / "1") == ["KerasMrcnn>RoiAlign"]
 
     def test_the_file_of_a_model_is_the_same_either_way(self, model, tmp_path):
         model.save(tmp_path / "native.keras")
