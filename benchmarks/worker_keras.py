@@ -21,7 +21,7 @@ C4 = (  # detectron2's: stage 5 with its stride on regions of 14 x 14
 )
 
 
-def build(precision, features):
+def build(precision, features="fpn"):
     """R50-FPN or R50-C4 with frozen normalisation, stem and C2, with random weights."""
     settings = config.override(config.Model(), C4 if features == "c4" else ())
     settings.proposals.post_nms_train = settings.proposals.post_nms_test = work.PROPOSALS
