@@ -1,7 +1,8 @@
-"""Test-time augmentation: one image seen at several scales, and mirrored (Appendix B, Table 8, last row).
+"""Test-time augmentation: one image seen at several scales, and mirrored (Appendix B, Tables 8 and 9).
 
 Boxes are found in every view and joined by non-maximum suppression; then each view makes the masks and the
 keypoints' heat maps of the joined boxes, and the masks' probabilities and the heat maps' logits are averaged.
+Keypoints are decoded in source pixels: both as Facebook's Detectron has it (`core/test.py`, HM_AVG).
 """
 
 import dataclasses

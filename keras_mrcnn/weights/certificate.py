@@ -184,20 +184,17 @@ class _Comparison:
         pooled = self.model.keypoint_pooling(maps, *_padded(boxes))
         self.compare("keypoint/pooled", _channels_first(pooled), HEADS)
         logits = self.model.keypoint_head(pooled)
-        heatmaps, found = (
-            _channels_first(logits),
-            np.array(keypoint_ops.decode(logits, np.concatenate(boxes))),
-        )
-        self.compare("keypoint/heatmap_first", heatmaps[0] if len(heatmaps) else heatmaps, HEADS)
+        found = np.array(keypoint_ops.decode(logits, np.concatenate(boxes)))
+        logits = _channels_first(logits)
+        self.compare("keypoint/heatmap_first", logits[0] if len(logits) else logits, HEADS)
         ends = np.cumsum([len(b) for b in boxes])[:-1]
-        for image, points in enumerate(np.split(found, ends)):
-            self.compare(
-                f"keypoint/heatmaps_sample/{image}", np.split(heatmaps, ends)[image][HEATMAPS], HEADS
-            )
+        each = zip(np.split(logits, ends), np.split(found, ends), theirs, strict=True)
+        for image, (heatmaps, points, expected) in enumerate(each):
+            self.compare(f"keypoint/heatmaps_sample/{image}", heatmaps[HEATMAPS], HEADS)
             self.compare(f"keypoint/scores/{image}", points[..., 2], HEADS)
             scale = np.divide(self.output_sizes[image], self.inputs["image_sizes"][image])[::-1]
             points = np.concatenate([points[..., :2] * scale, points[..., 3:]], axis=-1)
-            self._keypoints(f"keypoint/{{}}/{image}", points, theirs[image], STORED_BOX)
+            self._keypoints(f"keypoint/{{}}/{image}", points, expected, STORED_BOX)
 
     def _keypoints(self, name, ours, theirs, limit):
         """Compares keypoints (x, y, score) in the pixels of the output; `limit` is for the scores."""
