@@ -31,14 +31,17 @@ def ask(address, model, encoded):
             response = service.Predict(request, timeout=120)
         except grpc.RpcError as error:
             raise SystemExit(f"{error.code().name}: {error.details()}") from error
-    return {name: values(tensor)[0] for name, tensor in response.outputs.items()}
+    return {name: values(name, tensor)[0] for name, tensor in response.outputs.items()}
 
 
-def values(tensor):
-    """The values of a `TensorProto` as nested lists; text is decoded."""
+def values(name, tensor):
+    """The values of a `TensorProto` as nested lists; text is decoded, files (`..._bytes`) stay bytes."""
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.dtype == STRING:
-        return np.array([text.decode() for text in tensor.string_val], object).reshape(shape).tolist()
+        texts = (
+            tensor.string_val if name.endswith("_bytes") else [text.decode() for text in tensor.string_val]
+        )
+        return np.array(texts, object).reshape(shape).tolist()
     field, dtype = FIELDS[tensor.dtype]
     if tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, dtype).reshape(shape).tolist()

@@ -2,7 +2,8 @@
 
     python examples/serving/client_rest.py PHOTO.jpg found.png --model nuclei
 
-It needs requests, numpy and pillow, neither TensorFlow nor this package. The server is TensorFlow Serving, or `mrcnn serve FOLDER --dev`.
+It needs requests, numpy and pillow, neither TensorFlow nor this package. The server is
+TensorFlow Serving, or `mrcnn serve FOLDER --dev`.
 """
 
 import argparse
