@@ -2,7 +2,9 @@
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from keras_mrcnn import cli
 from keras_mrcnn.serving import layout
 
 
@@ -61,3 +63,45 @@ def test_what_is_there_stays(folder):
 def test_a_name_that_no_address_can_hold(tmp_path):
     with pytest.raises(ValueError, match="my model"):
         layout.write(tmp_path / "my model")
+
+
+@pytest.fixture
+def command(folder, monkeypatch):
+    """Runs `mrcnn export` without a model: what writes the files notes how it was called."""
+    from keras_mrcnn.serving import export, onnx
+
+    calls = []
+    monkeypatch.setattr(cli, "load_model", lambda path: "model")
+    for module, name in ((export, "export_saved_model"), (onnx, "export_onnx"), (onnx, "export_openvino")):
+        monkeypatch.setattr(
+            module, name, lambda *given, _name=name, **options: calls.append((_name, given, options))
+        )
+    (folder.parent / "m.keras").touch()
+
+    def run(*arguments):
+        result = CliRunner().invoke(
+            cli.main, ["export", str(folder.parent / "m.keras"), *map(str, arguments)]
+        )
+        return result, calls
+
+    return run
+
+
+def test_deploy_of_the_command_line(command, folder):
+    result, calls = command(folder, "--deploy", "--version", 3, "--warmup", folder.parent / "m.keras")
+    assert result.exit_code == 0, result.output
+    ((name, given, options),) = calls
+    assert (name, given) == ("export_saved_model", ("model", str(folder)))
+    assert options["version"] == 3 and options["pictures"] == (str(folder.parent / "m.keras"),)
+    assert "docker-compose.yml" in result.output and (folder.parent / "docker-compose.yml").exists()
+    again, _ = command(folder, "--deploy", "--version", 4)
+    assert again.output.count("left as it was") == 5
+
+
+def test_formats_of_the_command_line(command, folder):
+    for kind in ("onnx", "openvino"):
+        result, calls = command(folder.parent / "out", "--format", kind)
+        assert result.exit_code == 0, result.output
+        assert calls[-1] == (f"export_{kind}", ("model", str(folder.parent / "out")), {})
+    result, _ = command(folder.parent / "out", "--format", "onnx", "--masks", "png")
+    assert result.exit_code != 0 and "masks: only of a SavedModel" in result.output
