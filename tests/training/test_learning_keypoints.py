@@ -9,7 +9,7 @@ from keras_mrcnn.ops import build
 from keras_mrcnn.train import run
 
 
-@pytest.mark.alone
+@pytest.mark.proof
 def test_stick_figures_are_learnt(tmp_path, request):
     if build.compiler():  # a little faster
         request.getfixturevalue("native")
