@@ -33,7 +33,7 @@ def slow_paste(probabilities, box, height, width):
                 + down * (1 - right) * cell(row + 1, column)
                 + down * right * cell(row + 1, column + 1)
             )
-            result[i, j] = value >= 0.5
+            result[i, j] = value >= 0.5 - masks.ROUNDING
     return result
 
 
