@@ -101,11 +101,12 @@ def test_rest_client_draws_what_the_server_finds(exported, repository, client, p
 
     signature = tf.saved_model.load(exported).signatures["serving_default"]
     expected = signature(image_bytes=tf.constant([photo.read_bytes()]))
-    for name, value in expected.items():
-        value = value.numpy()[0]
+    assert answer.pop("error") == "" and set(answer) == set(expected) - {"error"}
+    for name in answer:
+        value = expected[name].numpy()[0]
         if value.dtype == object:
             assert answer[name] == [text.decode() for text in value]
-        elif name != "error":
+        else:
             np.testing.assert_array_equal(np.array(answer[name], value.dtype), value, err_msg=name)
     height, width = answer["image_sizes"]
     mask = client.decode_rle(answer["detection_masks"][0], height, width)
@@ -143,7 +144,7 @@ def test_grpc_client_draws_the_same(exported, repository, client, photo):
     assert result.returncode == 0, result.stderr
 
     expected = signature(image_bytes=tf.constant([photo.read_bytes()]))
-    answer = {name: value.numpy()[0].tolist() for name, value in expected.items()}
+    answer = {name: value.numpy().tolist()[0] for name, value in expected.items()}
     for name in ("detection_masks", "detection_class_names"):
         answer[name] = [text.decode() for text in answer[name]]
     drawn, _ = client.draw(photo, answer, 0.0)
