@@ -70,8 +70,8 @@ def decode(maps, boxes):
         horizontal = _bicubic(ops.arange(0, width, dtype="int32"), width, side)  # [columns, S]
         enlarged = ops.matmul(ops.matmul(vertical, maps[region]), ops.transpose(horizontal))
         enlarged = ops.reshape(enlarged, [points, -1])
-        place = ops.cast(ops.argmax(enlarged, axis=1), "int32")  # [K]
-        found = ops.max(enlarged, axis=1), place % width, place // width + start
+        most, place = (found[:, 0] for found in ops.top_k(enlarged, 1))  # [K]
+        found = most, place % width, place // width + start
         better = (start == 0) | (found[0] > values[region])
         at = ops.reshape(region, [1, 1])
         best = [

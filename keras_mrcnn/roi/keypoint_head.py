@@ -1,6 +1,7 @@
 """Keypoint head (section 5): pooled features to one heat map for each keypoint, and those to points."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_mrcnn.conv_norm import ConvNorm
@@ -73,7 +74,8 @@ def with_keypoints(classes, valid, counts):
         valid: bool `[B, D]`.
         counts: list of C int, keypoints of each class; 0 for a class without.
     """
-    return valid & (ops.take(ops.convert_to_tensor(counts, "int32"), ops.where(valid, classes, 0)) > 0)
+    # Not a tensor: a functional model would hold on to it, and ONNX has no place for what is no weight.
+    return valid & (ops.take(np.array(counts, "int32"), ops.where(valid, classes, 0)) > 0)
 
 
 class RegionKeypoints(keras.layers.Layer):
