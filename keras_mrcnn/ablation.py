@@ -30,7 +30,7 @@ class Table(NamedTuple):
     rows: tuple
 
 
-DEEPER = ("model.backbone.blocks=[2,2,2,2]",)
+DEEPER = ("model.backbone.blocks=[2,2,2,1]",)
 C4 = (  # stage 5 on every region is most of the work: fewer regions, and 4 x 4 of each
     "model.backbone.region_stride=2",
     "model.sampling.rois=16",
@@ -141,10 +141,9 @@ SCRATCH = (
     "model.backbone.blocks=[1,1,1,1]",
     'training.backbone=""',
 )
-PRETRAINED = (  # ImageNet's stem to C4 as they are; the rest is new
+PRETRAINED = (  # ImageNet's stem to C4 as they are
     "model.backbone.norm=frozen",
     "model.backbone.frozen_stages=4",
-    "model.backbone.blocks=[2,2,2,1]",
     "model.backbone.stride_in_1x1=false",
     "model.input.std=[58.395,57.12,57.375]",
 )
@@ -154,7 +153,7 @@ SCORES = ("AP", "AP50", "AP75")
 def ablate(name, data, seeds=1, output="runs/ablation", overrides=(), backbone=None):
     """Train every row of a table with every seed, and score each on the validation images.
 
-    A row that was trained before is not trained again: its scores are read.
+    A row that was trained before with the same settings is not trained again: its scores are read.
 
     Args:
         name: of the table, a key of `TABLES`.
@@ -169,11 +168,14 @@ def ablate(name, data, seeds=1, output="runs/ablation", overrides=(), backbone=N
         For each row a list over the seeds of its (AP, AP50, AP75), percent.
 
     Raises:
-        ValueError: no such table.
+        ValueError: no such table; it compares depths, and weights of one depth are given; or `output` holds a
+            run of other settings.
     """
     if name not in TABLES:
         raise ValueError(f"`table` is one of {', '.join(TABLES)}. Received: {name!r}")
     table = TABLES[name]
+    if backbone and any(set(DEEPER) <= set(row.change) for row in table.rows):
+        raise ValueError(f"Table {name} compares depths, and `backbone` is of one: train it from scratch.")
     body = (*PRETRAINED, f"training.backbone={backbone}") if backbone else SCRATCH
     places = [f"data.{key}={path}" for key, path in data.items()]
     found = []
@@ -195,10 +197,15 @@ def ablate(name, data, seeds=1, output="runs/ablation", overrides=(), backbone=N
 
 def _scores(settings, iou_type, folder, seed):
     noted = folder / "scores.txt"
-    if not noted.is_file():
-        own = [f"training.seed={seed}", f"training.output={folder}", "training.evaluate_every=1000"]
-        name, *overrides = settings
-        config = configs.load(name, [*overrides, *own])
+    own = [f"training.seed={seed}", f"training.output={folder}", "training.evaluate_every=1000"]
+    name, *overrides = settings
+    config = configs.load(name, [*overrides, *own])
+    if noted.is_file():
+        if configs.load(folder / "config.yaml") != config:
+            raise ValueError(
+                f"{folder} holds a run of other settings. Choose another --output, or remove it."
+            )
+    else:
         logs = {}
         keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, given: logs.update(given))
         run(config, callbacks=[keep])

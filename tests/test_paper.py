@@ -1,5 +1,7 @@
 """Every row of the paper's tables: its config builds, takes a training step, and is saved and exported."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -117,3 +119,23 @@ def test_the_table_has_ours_and_the_papers_scores():
     assert lines[6].endswith("| 29.7 | - | - |")
     with pytest.raises(ValueError, match="one of 2a, 2b"):
         ablation.ablate("9", {})
+
+
+def test_a_row_is_trained_once_and_not_taken_for_another(tmp_path, monkeypatch):
+    trained = []
+
+    def run(settings, callbacks):
+        trained.append(settings)
+        folder = pathlib.Path(settings.training.output)
+        folder.mkdir(parents=True)
+        config.save(settings, folder / "config.yaml")
+        callbacks[0].on_epoch_end(0, {f"val_segm_{score}": len(trained) / 100 for score in ablation.SCORES})
+
+    monkeypatch.setattr(ablation, "run", run)
+    found = ablation.ablate("2e", {}, 1, tmp_path)
+    assert found == [[(1.0,) * 3], [(2.0,) * 3], [(3.0,) * 3]] == ablation.ablate("2e", {}, 1, tmp_path)
+    assert len(trained) == 3 and all(settings.model.backbone.norm == "batch" for settings in trained)
+    with pytest.raises(ValueError, match="a run of other settings"):
+        ablation.ablate("2e", {}, 1, tmp_path, ["training.epochs=3"])
+    with pytest.raises(ValueError, match="compares depths"):
+        ablation.ablate("2a", {}, 1, tmp_path, backbone="torchvision/resnet18_imagenet_v1")

@@ -65,7 +65,7 @@ def export_saved_model(
     partial = folder / f".{version}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(_in_float32(model), partial, masks, max_pixels, on_error, operations)
+        _write(in_float32(model), partial, masks, max_pixels, on_error, operations)
         warmup.write(partial, folder.resolve().name, len(model.config.input.mean), pictures)
         partial.rename(target)
     finally:
@@ -107,10 +107,11 @@ def _write(model, folder, masks, max_pixels, on_error, operations):
     documents.write(folder / "assets", signatures, model.categories, masks, limits)
 
 
-def _in_float32(model):
+def in_float32(model):
+    """The model, or its twin that computes in float32; a backbone of the user's own stays as it is."""
     if model.box_head.compute_dtype == "float32":
         return model
-    twin = type(model)(model.config, model.categories, dtype="float32")
+    twin = type(model)(model.config, model.categories, dtype="float32", backbone=model.own_backbone)
     twin.set_weights(model.get_weights())
     return twin
 

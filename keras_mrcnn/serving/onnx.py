@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_mrcnn.ops import library
 from keras_mrcnn.ops.roi_align import roi_levels
-from keras_mrcnn.serving.export import _in_float32
+from keras_mrcnn.serving.export import in_float32
 
 OPSET = 18  # the first with everything used here; onnxruntime 1.14, OpenVINO 2024
 _LEAST = -1e30  # below every score
@@ -86,7 +86,7 @@ def onnx_model(model):
             "ONNX has RoIAlign with the average of samples only. This model pools with "
             f"operation={config.roi_align.operation!r}, reduction={config.roi_align.reduction!r}."
         )
-    model = _in_float32(model)
+    model = in_float32(model)
     dtype = tf.float32 if config.input.resize == "plain" else tf.uint8
     signature = [
         tf.TensorSpec([None, None, None, len(config.input.mean)], dtype, name="images"),

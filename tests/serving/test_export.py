@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -145,10 +146,25 @@ def test_the_lint_finds_a_foreign_operation(tmp_path):
 def test_a_model_of_mixed_precision_is_served_in_float32(model):
     mixed = MaskRCNN(model.config, model.categories, dtype="mixed_bfloat16")
     mixed.set_weights(model.get_weights())
-    twin = export._in_float32(mixed)
+    twin = export.in_float32(mixed)
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     np.testing.assert_allclose(twin.detect(image).scores, model.detect(image).scores, rtol=1e-5)
-    assert export._in_float32(model) is model
+    assert export.in_float32(model) is model
+
+
+def test_a_model_of_mixed_precision_keeps_its_own_backbone(model):
+    image = keras.Input((None, None, 3))
+    stages, hidden = [], keras.layers.AveragePooling2D(2)(image)
+    for channels in (4, 8, 16, 32):
+        hidden = keras.layers.Conv2D(channels, 3, 2, "same", activation="relu")(hidden)
+        stages.append(hidden)
+    mixed = MaskRCNN(
+        model.config, model.categories, dtype="mixed_bfloat16", backbone=keras.Model(image, stages)
+    )
+    twin = export.in_float32(mixed)
+    assert twin.box_head.compute_dtype == "float32"
+    for ours, theirs in zip(twin.weights, mixed.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
