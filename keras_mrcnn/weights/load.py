@@ -136,10 +136,10 @@ def _initializer(model, path):
 
 
 def _described(initializer):
-    """An initializer with its numbers: "RandomNormal(mean=0.0, stddev=0.01)", "zeros"."""
+    """An initializer with its numbers: "RandomNormal(mean=0.0, stddev=0.01)"; "zeros", which has none."""
     initializer = keras.initializers.get(initializer)
-    given = initializer.get_config().items()
-    numbers = [f"{name}={value}" for name, value in given if name != "seed" and value is not None]
-    if not numbers:
-        return type(initializer).__name__.lower()
-    return f"{type(initializer).__name__}({', '.join(numbers)})"
+    name, given = type(initializer).__name__, initializer.get_config()
+    if not given:
+        return name.lower()
+    numbers = [f"{key}={value}" for key, value in given.items() if key != "seed" and value is not None]
+    return f"{name}({', '.join(numbers)})"
