@@ -147,6 +147,12 @@ class MaskRCNN(keras.Model):
         logits = self.keypoint_head(self.keypoint_pooling(maps, regions[0], chosen), training=training)
         return losses.keypoint(logits, indices, valid)
 
+    def make_train_function(self, force=False):
+        """Keras's, with the optimizer's variables made before: or the whole step is traced twice for them."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def train_step(self, data):
         """One step of `fit`: forward, losses, gradients, update."""
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)

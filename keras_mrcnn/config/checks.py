@@ -47,19 +47,20 @@ POSITIVE = (
 
 def check(config):
     """Raise a ValueError at the first value that is not one of its choices or out of range."""
+    values = OmegaConf.structured(config)
     for key, choices in CHOICES.items():
-        value = OmegaConf.select(OmegaConf.structured(config), key)
+        value = OmegaConf.select(values, key)
         if value not in choices:
             raise ValueError(
                 f"`{key}` is one of {', '.join(choices)}. Received: {value!r}." + nearest(str(value), choices)
             )
     for key in POSITIVE:
-        value = OmegaConf.select(OmegaConf.structured(config), key)
+        value = OmegaConf.select(values, key)
         if value < 1:
             raise ValueError(f"`{key}` is at least 1. Received: {value}")
     for key, rule, holds in _rules(config):
         if not holds:
-            value = OmegaConf.select(OmegaConf.structured(config), key)
+            value = OmegaConf.select(values, key)
             value = list(value) if OmegaConf.is_list(value) else value
             known = RESNETS if key == "model.backbone.name" else ()
             raise ValueError(f"`{key}` {rule}. Received: {value!r}." + nearest(str(value), known))
