@@ -92,6 +92,7 @@ def test_any_image_size(model, height, width):
     assert outputs["boxes"][..., 2].max() <= width and outputs["boxes"][..., 3].max() <= height
 
 
+@pytest.mark.proof
 def test_predict_on_a_dataset_with_a_last_partial_batch(model):
     inputs = {"images": random_images(5, 64, 64), "image_sizes": np.full((5, 2), 64, "int32")}
     dataset = tf.data.Dataset.from_tensor_slices(inputs).batch(2)
@@ -265,6 +266,7 @@ def test_the_rules_of_foreign_weights_train_in_a_graph_and_are_saved(tmp_path):
     assert model.detect(inputs["images"][0]).paste == "widened"
 
 
+@pytest.mark.proof
 def test_a_backbone_of_ones_own_on_images_of_five_channels(tmp_path):
     features = images = keras.Input((None, None, 5))
     for stage, strides in enumerate((4, 2, 2, 2), 2):

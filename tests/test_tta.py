@@ -92,7 +92,7 @@ def reference(model, image, edges, flip):
     return answer
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.proof), True])
 def test_equals_the_written_out_reference(model, flip):
     image, _ = draw_image((80, 104), 4, np.random.default_rng(3))
     results = model.detect(image, short_edges=EDGES, flip=flip)

@@ -41,6 +41,7 @@ class TestNetwork:
             ("resnext101_64x4d", 83_455_272, 202_880),
         ],
     )
+    @pytest.mark.proof
     def test_parameters_of_the_published_ones(self, depth, parameters, statistics):
         """torchvision's number of parameters, without its classifier, with its running statistics."""
         network = ResNet(depth)

@@ -158,6 +158,7 @@ def test_a_map_without_pixels_is_refused(library):
     assert library.status(Settings((2, 2), (1.0,)), *case) == (INVALID_PARAMETERS, -1)
 
 
+@pytest.mark.proof
 def test_random_calls_under_the_sanitizers(compiler, tmp_path):
     program, empty = tmp_path / "program", tmp_path / "empty.cc"
     command = [compiler, "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]

@@ -160,6 +160,7 @@ def test_a_gradient_that_is_not_finite_stays_with_its_pixels(library):
     assert np.isfinite(gradient[0, 5:]).all() and np.isfinite(gradient[0, :, 5:]).all()
 
 
+@pytest.mark.proof
 def test_random_calls_under_the_sanitizers(compiler, tmp_path):
     program, empty = tmp_path / "program", tmp_path / "empty.cc"
     command = [compiler, "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]

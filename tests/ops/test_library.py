@@ -129,6 +129,7 @@ class TestBuild:
         with pytest.raises(FileNotFoundError, match="`no-such-compiler` is not there.*apt install"):
             build.build()
 
+    @pytest.mark.proof
     def test_with_cuda(self, cache, tmp_path, monkeypatch):
         nvcc = shutil.which("nvcc")
         if not (nvcc and build.compiler() and build._sources("cuda/*.cu")):

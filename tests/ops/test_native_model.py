@@ -118,6 +118,7 @@ class TestModel:
             served_value = found[f"detection_{name}"][0, : len(expected)] / scale
             np.testing.assert_allclose(served_value, value, atol=1e-4, err_msg=name)
 
+    @pytest.mark.proof
     def test_an_export_with_the_compiled_operation(self, model, tmp_path):
         folder = export_saved_model(model, tmp_path / "saved", operations="native")
         assert foreign_operations(folder) == ["KerasMrcnn>RoiAlign"]
@@ -133,6 +134,7 @@ class TestModel:
             export_saved_model(model, tmp_path / "saved", operations="native")
         assert not (tmp_path / "saved").exists()
 
+    @pytest.mark.proof
     def test_the_command_line_says_what_it_exports(self, model, tmp_path):
         model.save(tmp_path / "model.keras")
         result = CliRunner().invoke(

@@ -36,7 +36,8 @@ def moved_by_fit(shapes, **changes):
 
 
 @pytest.mark.parametrize(
-    "norm, frozen_stages, factors", [("batch", 3, {}), ("frozen", 5, {"fpn/lateral": 0})]
+    "norm, frozen_stages, factors",
+    [("batch", 3, {}), pytest.param("frozen", 5, {"fpn/lateral": 0}, marks=pytest.mark.proof)],
 )
 def test_frozen_stages_stay_and_the_rest_learns(shapes, norm, frozen_stages, factors):
     moved = moved_by_fit(shapes, norm=norm, frozen_stages=frozen_stages, learning_rate_factors=factors)

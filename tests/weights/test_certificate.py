@@ -207,7 +207,10 @@ class TestOwnGolden:
 class TestOtherArchitectures:
     """One map instead of a pyramid, stage 5 on each region, no masks."""
 
-    @pytest.fixture(scope="class", params=[tiny.C4, tiny.DC5, tiny.FASTER])
+    @pytest.fixture(
+        scope="class",
+        params=[tiny.C4, *(pytest.param(like, marks=pytest.mark.proof) for like in (tiny.DC5, tiny.FASTER))],
+    )
     @classmethod
     def like(cls, request):
         return request.param

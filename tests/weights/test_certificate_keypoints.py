@@ -92,6 +92,7 @@ def test_no_detections(model, golden, monkeypatch):
     assert differing(model, nothing) == []
 
 
+@pytest.mark.proof
 def test_convert(golden, tmp_path, monkeypatch):
     """Verified with a golden file and written: the keypoints' names travel with the model."""
     monkeypatch.setattr(presets, "preset_model", tiny.preset_model)

@@ -80,6 +80,7 @@ def test_classes_boxes_and_masks_go_with_their_class(source, animals):
     ]
 
 
+@pytest.mark.proof
 def test_one_box_and_one_mask_for_all_classes():
     rules = ["box_head.class_agnostic=true", "mask_head.class_agnostic=true"]
     source, target = model_with_weights(*rules), MaskRCNN(settings(*rules), list(MAPPING))
@@ -88,6 +89,7 @@ def test_one_box_and_one_mask_for_all_classes():
     check_rows(source, target, before, {"box_head/classes": (True, 1)})
 
 
+@pytest.mark.proof
 def test_masks_that_compete_from_fully_connected_layers():
     rules = ["mask_head.kind=mlp", "mask_head.units=8", "mask_head.activation=softmax"]
     source, target = model_with_weights(*rules), MaskRCNN(settings(*rules), list(MAPPING))

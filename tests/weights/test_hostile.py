@@ -146,6 +146,7 @@ def test_renamed_keys(tmp_path):
     assert "(the file has net.backbone.body.conv1.weight)" in result.output
 
 
+@pytest.mark.proof
 def test_the_weights_of_another_model(tmp_path):
     path = tiny.write(tmp_path / "w.npz", tiny.state(tiny.DETECTRON2))
     with pytest.raises(ValueError, match="of 96 fit.\nmissing in the file: "):

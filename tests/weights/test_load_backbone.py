@@ -211,6 +211,7 @@ class TestOtherBodies:
         assert len(report.loaded) == 2 * len(model.backbone.variables)
 
     @pytest.mark.parametrize("features", ["fpn", "c4"])
+    @pytest.mark.proof
     def test_the_features_of_the_rpn(self, tmp_path, features):
         model = built(self.BLOCKS, *MSRA, f"backbone.features={features}", "rpn.own_features=true")
         path, _ = caffe2_file(model, tmp_path / "R-50.pkl")
@@ -221,6 +222,7 @@ class TestOtherBodies:
         for path in own:
             np.testing.assert_array_equal(found[path], found[path.removeprefix("rpn_")], path)
 
+    @pytest.mark.proof
     def test_resnext(self, resnet50, tmp_path, monkeypatch):
         """X-101-32x8d.pkl goes by torchvision's rules, R-50.pkl and R-101.pkl by MSRA's."""
         model = built("backbone.name=resnext101_32x8d", self.BLOCKS)

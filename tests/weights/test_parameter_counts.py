@@ -16,7 +16,7 @@ FROZEN = {  # kinds of parameters that an optimizer does not get
     "FrozenBN": ("norm_weight", "norm_bias", "norm_mean", "norm_var"),
     "BatchNorm2d": ("norm_mean", "norm_var"),
 }
-LARGE = ("d2_maskrcnn_r101_fpn", "d2_maskrcnn_x101_fpn")
+ALWAYS = ("tv_mini_keypoint", "d2_maskrcnn_r50_fpn")  # the others with the slow proofs
 OF_THE_BACKGROUND = {  # torchvision's, in a layer for every class: nobody reads them, and we have none
     "roi_heads.box_predictor.bbox_pred": 4,
     "roi_heads.mask_predictor.mask_fcn_logits": 1,
@@ -36,7 +36,7 @@ def counted(spec):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.proof if name in LARGE else ()) for name in (*QUICK, *SLOW)],
+    [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.proof) for name in (*QUICK, *SLOW)],
 )
 def test_as_many_as_the_reference(name, request):
     folder = (

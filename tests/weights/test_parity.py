@@ -27,8 +27,9 @@ from keras_mrcnn.weights.load import load_table
 from tests.golden import filling
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-QUICK = ["tv_mini", "tv_small", "tv_mini_keypoint"]
+QUICK = ["tv_mini", "tv_mini_keypoint"]
 SLOW = [
+    "tv_small",
     "d2_maskrcnn_r50_fpn",
     "tv_maskrcnn_r50_fpn_v2",
     "tv_fasterrcnn_r50_fpn",

@@ -99,8 +99,13 @@ class TestTorchvision:
         "given, names, line",
         [
             ({}, ["class 1", "class 2"], "loaded 96/96"),
-            ({"categories": ["circle", "square"]}, ["circle", "square"], "loaded 96/96"),
             ({"num_classes": 3}, ["class 1", "class 2", "class 3"], "loaded 90/96"),
+            pytest.param(
+                {"categories": ["circle", "square"]},
+                ["circle", "square"],
+                "loaded 96/96",
+                marks=pytest.mark.proof,
+            ),
         ],
     )
     def test_a_fine_tuned_file_keeps_its_own_classes(self, tmp_path, capsys, given, names, line):
@@ -148,6 +153,7 @@ def test_detectron2(tmp_path, capsys):
 
 @pytest.mark.parametrize("like", [tiny.C4, tiny.DC5, tiny.FASTER])
 @pytest.mark.parametrize("num_classes", [3, 2])
+@pytest.mark.proof
 def test_other_architectures(tmp_path, capsys, like, num_classes):
     """The published classes, and those of a file that was fine-tuned."""
     arrays = tiny.state(like, num_classes)
@@ -172,6 +178,7 @@ def test_other_architectures(tmp_path, capsys, like, num_classes):
     assert len(again.categories) == 1
 
 
+@pytest.mark.proof
 def test_a_published_model_in_its_real_size(monkeypatch, tmp_path, capsys):
     """torchvision's v2, the weights made by rule, in a pickle as detectron2 writes it."""
     monkeypatch.setattr(presets, "preset_model", tiny.REAL)
@@ -235,6 +242,7 @@ class TestOwnFiles:
         changed = {path.rsplit("/", 1)[0] for path in before if not np.array_equal(before[path], after[path])}
         assert changed == {"box_head/classes", "box_head/deltas", "mask_head/logits"}
 
+    @pytest.mark.proof
     def test_another_architecture_does_not_fit(self, kept):
         path = kept("folder")
         with pytest.raises(ValueError) as error:
@@ -294,6 +302,7 @@ class TestBackbonePresets:
         }
         return tiny.write(tmp_path / "resnet.npz", {**weights, "fc.weight": np.zeros([1000, 512])})
 
+    @pytest.mark.proof
     def test_a_detector_on_it(self, file, capsys):
         model = MaskRCNN.from_preset(file, categories=["nucleus"], like=self.NAME)
         lines = reported(capsys)

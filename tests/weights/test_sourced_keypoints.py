@@ -49,6 +49,7 @@ def test_as_published(loaded, like):
     assert not anew and model.categories == [Category.from_dict(PERSON)]
 
 
+@pytest.mark.proof
 def test_another_class_of_the_same_keypoints(loaded):
     model, anew = loaded(categories=[{**PERSON, "name": "dancer"}])
     assert anew == OF_THE_CLASSES[:4]
@@ -56,6 +57,7 @@ def test_another_class_of_the_same_keypoints(loaded):
 
 
 @pytest.mark.parametrize("overrides", [(), BOTH])
+@pytest.mark.proof
 def test_a_number_of_classes(loaded, overrides):
     model, anew = loaded(num_classes=2, overrides=overrides)
     assert anew == OF_THE_CLASSES[: 6 if overrides else 4]
@@ -64,6 +66,7 @@ def test_a_number_of_classes(loaded, overrides):
     ]
 
 
+@pytest.mark.proof
 def test_other_keypoints(loaded):
     model, anew = loaded(categories=[FLY])
     assert anew == UPSAMPLE
@@ -78,6 +81,7 @@ def test_other_classes_and_keypoints(loaded, overrides):
     assert sorted(anew) == sorted(OF_THE_CLASSES[: 6 if overrides else 4] + UPSAMPLE)
 
 
+@pytest.mark.proof
 def test_a_fine_tuned_file_keeps_its_own_keypoints(loaded):
     model, anew = loaded(keypoints=2)
     assert not anew and model.categories[0].keypoints == ("keypoint 1", "keypoint 2")
@@ -86,6 +90,7 @@ def test_a_fine_tuned_file_keeps_its_own_keypoints(loaded):
     assert loaded(keypoints=3, categories=[FLY])[1] == UPSAMPLE
 
 
+@pytest.mark.proof
 def test_our_own_files(loaded, tmp_path, capsys):
     model, _ = loaded(overrides=BOTH)
     model.save_to_preset(tmp_path / "kept")

@@ -139,6 +139,7 @@ def model():
     return MaskRCNN(small, ["circle", {"id": 7, "name": "square"}], seed=3)
 
 
+@pytest.mark.proof
 def test_folder_round_trip(model, tmp_path):
     from keras_mrcnn import MaskRCNN
 

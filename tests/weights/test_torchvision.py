@@ -96,7 +96,9 @@ def test_shapes(model):
         assert array.dtype == np.float32
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.proof if "mini" not in name else ()) for name in MODELS]
+)
 def test_targets_are_the_variables_of_the_model(name, shared):
     model_config, table, parameters, classes = opened(name, shared)
     built = MaskRCNN(model_config, tiny.numbered(classes, 17))
