@@ -68,27 +68,74 @@ def images(number, seed=1):
 
 
 def train(strategy, training, number=STEPS * BATCH):
-    """(losses of every step, weights after them)."""
+    """Steps on images in batches of four, the last one maybe smaller.
+
+    Returns:
+        Losses of every step, and all weights after `STEPS` of them.
+    """
     model = make_model(strategy, training)
 
-    def make_dataset(workers, worker):
-        own = BATCH // workers
-        rows = np.arange(number).reshape(-1, workers, own)[:, worker].ravel()
-        chosen = tf.nest.map_structure(lambda value: value[rows], images(number))
-        return tf.data.Dataset.from_tensor_slices(chosen).batch(own)
+    def make_dataset(workers=1, worker=0):
+        mine = np.arange(number) * workers // BATCH % workers == worker
+        chosen = tf.nest.map_structure(lambda value: value[mine], images(number))
+        return tf.data.Dataset.from_tensor_slices(chosen).batch(BATCH // workers)
 
+    weights = []
+    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: weights.append(flat(model)))
     dataset = replicas.distribute(strategy, make_dataset, BATCH)
-    history = model.fit(dataset, epochs=number // BATCH, steps_per_epoch=1, shuffle=False, verbose=0).history
-    losses = np.array([history[name] for name in ("loss", *model.loss_names)])
-    return losses, np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+    options = {"steps_per_epoch": 1, "shuffle": False, "verbose": 0, "callbacks": [keep]}
+    history = model.fit(dataset, epochs=-(-number // BATCH), **options).history
+    return np.array([history[name] for name in ("loss", *model.loss_names)]), weights[STEPS - 1]
 
 
-def main(number, overrides, output):
-    """Write what `train` gives, on so many devices of this process, as one of the workers of TF_CONFIG."""
+def flat(model):
+    return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+
+def apply_unlike(strategy):
+    """What one step makes of a variable of zeros whose gradients differ between two replicas.
+
+    Returns:
+        Values for the gradients (3, 0) and (0, 4), clipped; for (3, 0) and (infinite, 4) with a scaled loss,
+        and the scale and the number of steps then; and for (3, 0) and (0, 4) with that scale.
+    """
+    with strategy.scope():
+        clipped = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+        scaled = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+        scaled = keras.optimizers.LossScaleOptimizer(scaled, initial_scale=8.0)
+        variables = [keras.Variable(np.zeros(2, np.float32)) for _ in range(2)]
+        for optimizer, variable in zip((clipped, scaled), variables, strict=True):
+            optimizer.build([variable])
+
+    @tf.function
+    def step(which, first):
+        def of_replica():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            optimizer = (clipped, scaled)[which]
+            gradient = tf.where(replica == 0, [3.0, 0.0], tf.stack([first, 4.0]))
+            gradients = replicas.reduced([optimizer.scale_loss(gradient), None], optimizer)
+            optimizer.apply(gradients[:1], [variables[which]])
+
+        strategy.run(of_replica)
+
+    step(0, 0.0)
+    found = [variables[0].numpy()]
+    step(1, np.inf)
+    found += [variables[1].numpy(), [scaled.dynamic_scale.numpy(), scaled.iterations.numpy()]]
+    step(1, 0.0)
+    return np.array([*found, variables[1].numpy()])
+
+
+def main(number, size, overrides, output):
+    """Write what `train` or, without images, `apply_unlike` gives, as one process on so many devices."""
     strategy = replicas.strategy(int(number) or None)
-    losses, weights = train(strategy, config.Training(**json.loads(overrides)))
+    if int(size):
+        losses, weights = train(strategy, config.Training(**json.loads(overrides)), int(size))
+        found = {"losses": losses, "weights": weights}
+    else:
+        found = {"unlike": apply_unlike(strategy)}
     if replicas.is_chief(strategy):
-        np.savez(output, losses=losses, weights=weights)
+        np.savez(output, **found)
 
 
 if __name__ == "__main__":
