@@ -12,6 +12,7 @@ import zipfile
 
 import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -89,7 +90,7 @@ class MaskRCNN(keras.Model):
         self.loss_names += ["mask"] * bool(self.mask_head) + ["keypoint"] * bool(self.keypoint_head)
         self.iou_types = ["bbox"]  # what COCO scores of it
         self.iou_types += ["segm"] * bool(self.mask_head) + ["keypoints"] * bool(self.keypoint_head)
-        self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *self.loss_names)]
+        self._trackers = [Mean(name=loss) for loss in ("loss", *self.loss_names)]
 
     @property
     def metrics(self):
@@ -178,11 +179,13 @@ class MaskRCNN(keras.Model):
 
     def predict_on_batch(self, x):
         """The outputs for a batch, of one device, also where several train."""
-        return self._alone.predict_on_batch(x) if self._distribute_strategy else super().predict_on_batch(x)
+        if not self._distribute_strategy:
+            return super().predict_on_batch(x)
+        return {name: value.numpy() for name, value in self._predict_here((x,)).items()}
 
     @functools.cached_property
-    def _alone(self):
-        return keras.Model(self.input, self.output)
+    def _predict_here(self):
+        return tf.function(self.predict_step, reduce_retracing=True)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras's own fails under several workers (keras#20585), and takes a batch away. All but the optimizer
@@ -333,6 +336,17 @@ class MaskRCNN(keras.Model):
             for name in ("dtype", "backbone")
         }
         return cls(**{**config, **given})
+
+
+class Mean(keras.metrics.Mean):
+    """Saved as nothing seen: several workers would have to come together to read it, and only one saves.
+
+    (Its place in a file comes from the name of the class.)
+    """
+
+    def save_own_variables(self, store):
+        for index, variable in enumerate(self.variables):
+            store[str(index)] = np.zeros(variable.shape, variable.dtype)
 
 
 def _weight_shapes(path):

@@ -6,6 +6,7 @@ Letters: N replicas (one for each device), m micro-batches.
 import json
 import os
 
+import keras
 import tensorflow as tf
 
 
@@ -57,17 +58,29 @@ def distribute(strategy, make_dataset, batch_size):
 
     Args:
         strategy: what `strategy` returned.
-        make_dataset: function of `workers` and `worker` that returns this worker's part of every batch.
+        make_dataset: function that returns the batches, or of `workers` and `worker` a part of each of them.
         batch_size: int, images in a batch of all devices together.
     """
     if not _several_workers(strategy):
-        return make_dataset(workers=1, worker=0)  # Keras gives each replica its part
+        return make_dataset()  # Keras gives each replica its part
 
     def of_worker(context):
         dataset = make_dataset(workers=context.num_input_pipelines, worker=context.input_pipeline_id)
         return dataset.rebatch(batch_size // context.num_replicas_in_sync)
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+def synchronize(model):
+    """Batch normalisation takes its statistics from the images of all replicas, where there are several.
+
+    Called within `strategy.scope()`. Without it a file would get those of the first replica.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
 
 
 def parts(batch, number):

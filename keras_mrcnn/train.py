@@ -183,4 +183,5 @@ def _compiled_model(config, categories, steps, checkpoint):
     if training.optimizer == "sgd":
         schedule.regularize(model, training.weight_decay)
     model.micro_batches = training.accumulate
+    replicas.synchronize(model)
     return model

@@ -15,9 +15,9 @@ from keras_mrcnn import MaskRCNN, config, replicas
 from keras_mrcnn.training import schedule
 
 SIDE, BATCH, STEPS = 32, 4, 5
+MOST = STEPS * BATCH + 1
 OVERRIDES = [
     "backbone.name=resnet18",
-    "backbone.norm=group",
     "backbone.frozen_stages=0",
     "backbone.blocks=[1,1,1,1]",
     "fpn.channels=8",
@@ -34,46 +34,46 @@ OVERRIDES = [
 ]
 
 
-def make_model(strategy, training, seed=0):
+def make_model(strategy, training, norm="group"):
     """A compiled model of the strategy."""
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(0)
     with strategy.scope():
-        settings = config.override(config.Model(), OVERRIDES)
+        settings = config.override(config.Model(), [*OVERRIDES, f"backbone.norm={norm}"])
         model = MaskRCNN(settings, ["square"], seed=0, dtype=training.precision)
         model.compile(schedule.optimizer(training, STEPS))
         model.optimizer.build(model.trainable_variables)
+        replicas.synchronize(model)
     schedule.regularize(model, training.weight_decay)
     model.micro_batches = training.accumulate
     return model
 
 
 def images(number, seed=1):
-    """`(inputs, targets)` of as many images, each with two objects and of other pixels."""
+    """`(inputs, targets)` of the first so many images, each of other pixels and with two objects."""
     random = np.random.default_rng(seed)
-    corners = random.integers(0, 12, [number, 2, 2]) + np.int64([[0, 0], [2, 8]])
-    boxes = np.concatenate([corners, corners + random.integers(6, 12, [number, 2, 2])], -1)
-    valid = np.ones([number, 2], bool)
+    corners = random.integers(0, 12, [MOST, 2, 2]) + np.int64([[0, 0], [2, 8]])
+    boxes = np.concatenate([corners, corners + random.integers(6, 12, [MOST, 2, 2])], -1)
+    valid = np.ones([MOST, 2], bool)
     inputs = {
-        "images": random.integers(0, 256, [number, SIDE, SIDE, 3]).astype(np.uint8),
-        "image_sizes": np.full([number, 2], SIDE, np.int32),
+        "images": random.integers(0, 256, [MOST, SIDE, SIDE, 3]).astype(np.uint8),
+        "image_sizes": np.full([MOST, 2], SIDE, np.int32),
     }
     targets = {
         "boxes": boxes.astype(np.float32),
-        "classes": np.zeros([number, 2], np.int32),
+        "classes": np.zeros([MOST, 2], np.int32),
         "valid": valid,
-        "masks": random.integers(0, 2, [number, 2, 112, 112]).astype(np.uint8),
+        "masks": random.integers(0, 2, [MOST, 2, 112, 112]).astype(np.uint8),
         "has_mask": valid,
     }
-    return inputs, targets
+    return tf.nest.map_structure(lambda value: value[:number], (inputs, targets))
 
 
-def train(strategy, training, number=STEPS * BATCH):
+def train(strategy, model, number):
     """Steps on images in batches of four, the last one maybe smaller.
 
     Returns:
         Losses of every step, and all weights after `STEPS` of them.
     """
-    model = make_model(strategy, training)
 
     def make_dataset(workers=1, worker=0):
         mine = np.arange(number) * workers // BATCH % workers == worker
@@ -126,12 +126,16 @@ def apply_unlike(strategy):
     return np.array([*found, variables[1].numpy()])
 
 
-def main(number, size, overrides, output):
+def main(number, size, norm, overrides, output):
     """Write what `train` or, without images, `apply_unlike` gives, as one process on so many devices."""
     strategy = replicas.strategy(int(number) or None)
     if int(size):
-        losses, weights = train(strategy, config.Training(**json.loads(overrides)), int(size))
+        model = make_model(strategy, config.Training(**json.loads(overrides)), norm)
+        losses, weights = train(strategy, model, int(size))
         found = {"losses": losses, "weights": weights}
+        if replicas.is_chief(strategy):  # alone, and it need not wait for the others
+            model.save(output.replace(".npz", ".keras"))
+            found |= model.predict_on_batch(images(2)[0])
     else:
         found = {"unlike": apply_unlike(strategy)}
     if replicas.is_chief(strategy):

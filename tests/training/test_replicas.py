@@ -12,6 +12,8 @@ import pytest
 import tensorflow as tf
 
 from keras_mrcnn import config, replicas
+from keras_mrcnn.data.shapes import make_shapes
+from keras_mrcnn.training.averages import averaged
 from tests.training import replicas as runs
 
 # Clipped: the gradients are about ten times as long.
@@ -19,10 +21,10 @@ SETTINGS = {"learning_rate": 0.05, "warmup_steps": 0, "weight_decay": 0.01, "cli
 IMAGES = runs.STEPS * runs.BATCH
 
 
-def start(repository, output, devices=0, images=0, tf_config="{}"):
+def start(repository, output, devices=0, images=0, norm="group", tf_config="{}"):
     """`replicas.py` in a process of its own; logical devices must be there before TensorFlow starts."""
     environment = {**os.environ, "PYTHONPATH": os.fspath(repository), "TF_CONFIG": tf_config}
-    arguments = [str(devices), str(images), json.dumps(SETTINGS), os.fspath(output)]
+    arguments = [str(devices), str(images), norm, json.dumps(SETTINGS), os.fspath(output)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.replicas", *arguments],
         cwd=repository,
@@ -55,7 +57,8 @@ def free_ports(number):
 @pytest.fixture(scope="module")
 def alone():
     """Losses and weights of one device; after the five steps there is another with a single image."""
-    return runs.train(tf.distribute.get_strategy(), config.Training(**SETTINGS), IMAGES + 1)
+    strategy = tf.distribute.get_strategy()
+    return runs.train(strategy, runs.make_model(strategy, config.Training(**SETTINGS)), IMAGES + 1)
 
 
 def test_gradients_are_summed_before_they_are_clipped_and_found_infinite(tmp_path, repository):
@@ -76,15 +79,31 @@ def test_two_devices_are_one(tmp_path, repository, alone):
 
 
 @pytest.mark.proof
+def test_two_devices_have_one_batch_normalisation(tmp_path, repository):
+    strategy = tf.distribute.get_strategy()
+    model = runs.make_model(strategy, config.Training(**SETTINGS), "batch")
+    losses, weights = runs.train(strategy, model, IMAGES)
+    finish(start(repository, tmp_path / "found.npz", devices=2, images=IMAGES, norm="batch"))
+    found = np.load(tmp_path / "found.npz")
+    np.testing.assert_allclose(found["losses"], losses, atol=1e-5)
+    np.testing.assert_allclose(found["weights"], weights, atol=1e-4)
+
+
+@pytest.mark.proof
 def test_two_workers_are_one(tmp_path, repository, alone):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        processes.append(start(repository, tmp_path / f"{index}.npz", 0, IMAGES, json.dumps(task)))
+        processes.append(start(repository, tmp_path / f"{index}.npz", 0, IMAGES, tf_config=json.dumps(task)))
     finish(*processes)
-    assert [path.name for path in tmp_path.iterdir()] == ["0.npz"]
+    assert {path.name for path in tmp_path.iterdir()} == {"0.npz", "0.keras"}
     found = np.load(tmp_path / "0.npz")
+    saved = keras.models.load_model(tmp_path / "0.keras")
+    np.testing.assert_array_equal(runs.flat(saved), found["weights"])
+    answers = saved.predict_on_batch(runs.images(2)[0])
+    assert all(found[name].shape == answer.shape for name, answer in answers.items())
+    np.testing.assert_allclose(found["scores"], answers["scores"], atol=1e-5)
     np.testing.assert_allclose(found["losses"], alone[0][:, : runs.STEPS], atol=1e-5)
     np.testing.assert_allclose(found["weights"], alone[1], atol=1e-4)
 
@@ -170,3 +189,40 @@ def test_one_device_is_tensorflows_default():
     assert replicas.is_chief(replicas.strategy())
     with pytest.raises(ValueError, match="--devices"):
         replicas.strategy(0)
+
+
+def command(repository, config_file, *options, task=None):
+    """`mrcnn train` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.fspath(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_mrcnn", "train", os.fspath(config_file), *options],
+        env=environment | ({"TF_CONFIG": json.dumps(task)} if task else {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def tiny_run(folder, **training):
+    """A config file for six images in batches of four, and three to score."""
+    settings = config.load("shapes_r18_fpn")
+    for name, path in make_shapes(folder / "shapes", images=6, val_images=3, size=(64, 64)).items():
+        setattr(settings.data, name, str(path))
+    settings.model = config.override(settings.model, [*runs.OVERRIDES[:2], "detections.score_threshold=0"])
+    settings.data.batch_size, settings.data.short_edges = 4, [64]
+    settings.training = config.Training(epochs=2, warmup_steps=0, output=str(folder / "run"), **training)
+    config.save(settings, folder / "run.yaml")
+    return folder / "run.yaml"
+
+
+@pytest.mark.proof
+def test_the_command_trains_on_two_devices(tmp_path, repository):
+    path = tiny_run(tmp_path, ema=0.9, accumulate=2, precision="mixed_float16")
+    finish(command(repository, path, "--devices", "2"))
+    best, last = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("best", "last"))
+    assert int(last.optimizer.iterations) > 0 and np.isfinite(runs.flat(last)).all()
+    with averaged(last):
+        if json.loads((tmp_path / "run" / "best.json").read_text())["epoch"] == 2:
+            np.testing.assert_array_equal(runs.flat(best), runs.flat(last))
+    refused = command(repository, path, "--devices", "3", f"training.output={tmp_path / 'other'}")
+    assert "multiple of the 3 devices" in refused.communicate()[0]
