@@ -40,9 +40,9 @@ POSITIVE = (
     "model.rpn.convs",
     "model.mask_head.fcs",
     "data.batch_size",
-    "training.accumulate",
     "training.epochs",
     "training.evaluate_every",
+    "training.accumulate",
 )
 
 

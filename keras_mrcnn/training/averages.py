@@ -13,7 +13,7 @@ def averaged(model):
     Without an optimizer that has `use_ema`, and before its first step, nothing changes.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not optimizer.use_ema or not int(optimizer.iterations):
+    if not optimizer.use_ema or not optimizer.iterations.numpy():
         yield
         return
     variables = model.trainable_variables
