@@ -157,6 +157,7 @@ class MaskRCNN(keras.Model):
 
         The batch goes through in `micro_batches` parts, one after the other, and through several replicas at
         once. The gradient is that of the mean over all of them, weighted by images; it is clipped as a whole.
+        (Within each, class, box, mask and keypoint losses are means over its own regions or keypoints.)
         """
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         variables, gradients = self.trainable_variables, None

@@ -103,12 +103,15 @@ def parts(batch, number):
     if replicas > 1:
         total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, total)
         batch = tf.nest.map_structure(_never_empty, batch)
-    found = []
-    for index in range(number):
+
+    def part(index):
         start, stop = rows * index // number, rows * (index + 1) // number
-        part = tf.nest.map_structure(lambda value: value[start : tf.maximum(stop, start + 1)], batch)  # noqa: B023
-        found.append((part, tf.cast(stop - start, tf.float32) / total))
-    return found
+        rows_of = slice(start, tf.maximum(stop, start + 1))
+        return tf.nest.map_structure(lambda value: value[rows_of], batch), tf.cast(
+            stop - start, tf.float32
+        ) / total
+
+    return [part(index) for index in range(number)]
 
 
 def _never_empty(value):

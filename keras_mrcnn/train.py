@@ -31,7 +31,8 @@ def run(config, resume=False, callbacks=(), devices=None):
             writes; the others need the folder only to resume.
 
     Returns:
-        The trained `MaskRCNN`; with `training.ema` it has the averaged weights.
+        The trained `MaskRCNN`; with `training.ema` it has the averaged weights, as averaged.keras does, and
+        best.keras. last.keras has those that learn.
     """
     data, training = config.data, config.training
     strategy = replicas.strategy(devices)
@@ -75,6 +76,8 @@ def run(config, resume=False, callbacks=(), devices=None):
         shuffle=False,
         verbose="auto" if sys.stdout.isatty() else 2,
     )
+    if training.ema and is_chief:
+        model.save(output / "averaged.keras")
     print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
 

@@ -219,9 +219,12 @@ def tiny_run(folder, **training):
 def test_the_command_trains_on_two_devices(tmp_path, repository):
     path = tiny_run(tmp_path, ema=0.9, accumulate=2, precision="mixed_float16")
     finish(command(repository, path, "--devices", "2"))
-    best, last = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("best", "last"))
+    paths = (tmp_path / "run" / f"{name}.keras" for name in ("best", "last", "averaged"))
+    best, last, average = (keras.models.load_model(path) for path in paths)
     assert int(last.optimizer.iterations) > 0 and np.isfinite(runs.flat(last)).all()
+    assert (runs.flat(last) != runs.flat(average)).any()
     with averaged(last):
+        np.testing.assert_array_equal(runs.flat(average), runs.flat(last))
         if json.loads((tmp_path / "run" / "best.json").read_text())["epoch"] == 2:
             np.testing.assert_array_equal(runs.flat(best), runs.flat(last))
     refused = command(repository, path, "--devices", "3", f"training.output={tmp_path / 'other'}")
