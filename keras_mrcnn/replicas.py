@@ -66,7 +66,8 @@ def distribute(strategy, make_dataset, batch_size):
 
     def of_worker(context):
         dataset = make_dataset(workers=context.num_input_pipelines, worker=context.input_pipeline_id)
-        return dataset.rebatch(batch_size // context.num_replicas_in_sync)
+        # Keras does not know its length: `fit` is told by `steps_per_epoch`, and finds no end.
+        return dataset.rebatch(batch_size // context.num_replicas_in_sync).repeat()
 
     return strategy.distribute_datasets_from_function(of_worker)
 

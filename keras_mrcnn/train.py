@@ -68,6 +68,7 @@ def run(config, resume=False, callbacks=(), devices=None):
     )
     model.fit(
         replicas.distribute(strategy, make_dataset, data.batch_size),
+        steps_per_epoch=steps,
         validation_data=validation,
         validation_freq=training.evaluate_every,
         epochs=training.epochs,
