@@ -50,12 +50,17 @@ def check(annotations, images):
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
 @click.option("--resume", is_flag=True, help="Go on from the last finished epoch in training.output.")
-def train(config, overrides, resume):
-    """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4)."""
+@click.option("--devices", type=int, help="GPUs that share each batch (without one: parts of the CPU).")
+def train(config, overrides, resume, devices):
+    """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4).
+
+    Several machines train together when each runs this command with its TF_CONFIG, as TensorFlow's
+    MultiWorkerMirroredStrategy wants it. The first one scores and writes the files.
+    """
     from keras_mrcnn import config as configs
     from keras_mrcnn.train import run
 
-    run(configs.load(config, overrides), resume)
+    run(configs.load(config, overrides), resume, devices=devices)
 
 
 @main.command()

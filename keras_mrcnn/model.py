@@ -12,10 +12,11 @@ import zipfile
 
 import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_mrcnn import assembly, losses, tta
+from keras_mrcnn import assembly, losses, replicas, tta
 from keras_mrcnn import config as configs
 from keras_mrcnn.data.images import load_image, network_frame, path_of
 from keras_mrcnn.data.records import Category
@@ -55,6 +56,9 @@ class MaskRCNN(keras.Model):
         backbone: a layer or functional Keras model that gives C2..C5 (strides 4, 8, 16, 32) of normalised
             images, instead of the one that the config names; it is saved with the model.
 
+    Attributes:
+        micro_batches: int, 1; parts in which a batch of `fit` goes through, so that it takes less memory.
+
     Example:
         >>> model = MaskRCNN(config.load("nuclei_r18_fpn").model, ["nucleus"])
         >>> model.compile(keras.optimizers.SGD(0.01, momentum=0.9))
@@ -79,13 +83,14 @@ class MaskRCNN(keras.Model):
         self.seed = seed
         self.epochs_done = epochs_done
         self.own_backbone = backbone
+        self.micro_batches = 1
         for station, layer in vars(stations).items():
             setattr(self, station, layer)
         self.loss_names = ["rpn_objectness", "rpn_box", "class", "box"]
         self.loss_names += ["mask"] * bool(self.mask_head) + ["keypoint"] * bool(self.keypoint_head)
         self.iou_types = ["bbox"]  # what COCO scores of it
         self.iou_types += ["segm"] * bool(self.mask_head) + ["keypoints"] * bool(self.keypoint_head)
-        self._trackers = [keras.metrics.Mean(name=loss) for loss in ("loss", *self.loss_names)]
+        self._trackers = [Mean(name=loss) for loss in ("loss", *self.loss_names)]
 
     @property
     def metrics(self):
@@ -154,22 +159,47 @@ class MaskRCNN(keras.Model):
         return super().make_train_function(force)
 
     def train_step(self, data):
-        """One step of `fit`: forward, losses, gradients, update."""
+        """One step of `fit`: forward, losses, gradients, update.
+
+        The batch goes through in `micro_batches` parts, one after the other, and through several replicas at
+        once. The gradient is that of the mean over all of them, weighted by images; it is clipped as a whole.
+        (Within each, class, box, mask and keypoint losses are means over its own regions or keypoints.)
+        """
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
-        with tf.GradientTape() as tape:
-            named = self.compute_losses(inputs, targets, training=True)
-            loss = sum(named.values()) + sum(self.losses)
-            # Under tf.distribute the replicas' gradients are summed.
-            loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled, variables), variables)
-        return self._track(named)
+        variables, gradients = self.trainable_variables, None
+        for part, share in replicas.parts((inputs, targets), self.micro_batches):
+            part = replicas.after(gradients, part)
+            with tf.GradientTape() as tape:
+                named = self.compute_losses(*part, training=True)
+                loss = share * (sum(named.values()) + sum(self.losses))
+                scaled = self.optimizer.scale_loss(loss)
+            gradients = replicas.add(gradients, tape.gradient(scaled, variables))
+            logs = self._track(named, share)
+        self.optimizer.apply(replicas.reduced(gradients, self.optimizer), variables)
+        return logs
 
     def test_step(self, data):
         """One step of `evaluate`: the losses of `train_step` without learning."""
         inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._track(self.compute_losses(inputs, targets, training=False))
+        [(part, share)] = replicas.parts((inputs, targets), 1)
+        return self._track(self.compute_losses(*part, training=False), share)
+
+    def predict_on_batch(self, x):
+        """The outputs for a batch, of one device, also where several train."""
+        if not self._distribute_strategy:
+            return super().predict_on_batch(x)
+        return {name: value.numpy() for name, value in self._predict_here((x,)).items()}
+
+    @functools.cached_property
+    def _predict_here(self):
+        return tf.function(self.predict_step, reduce_retracing=True)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras's own fails under several workers (keras#20585), and takes a batch away. All but the optimizer
+        # is built already.
+        if self._distribute_strategy and not self.optimizer.built:
+            with self._distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
 
     @functools.cached_property
     def maps_of_boxes(self):
@@ -289,11 +319,11 @@ class MaskRCNN(keras.Model):
                 "weights fit.\n  " + "\n  ".join(misfits)
             )
 
-    def _track(self, named):
+    def _track(self, named, share):
         values = [sum(named.values()), *(named[name] for name in self.loss_names)]
         for tracker, value in zip(self._trackers, values, strict=True):
-            tracker.update_state(value)
-        return {tracker.name: tracker.result() for tracker in self._trackers}
+            tracker.update_state(value, sample_weight=share)
+        return {tracker.name: replicas.logged(tracker.result()) for tracker in self._trackers}
 
     def get_config(self):
         return {
@@ -313,6 +343,17 @@ class MaskRCNN(keras.Model):
             for name in ("dtype", "backbone")
         }
         return cls(**{**config, **given})
+
+
+class Mean(keras.metrics.Mean):
+    """Saved as nothing seen: several workers would have to come together to read it, and only one saves.
+
+    (Its place in a file comes from the name of the class.)
+    """
+
+    def save_own_variables(self, store):
+        for index, variable in enumerate(self.variables):
+            store[str(index)] = np.zeros(variable.shape, variable.dtype)
 
 
 def _weight_shapes(path):

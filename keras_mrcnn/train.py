@@ -1,42 +1,53 @@
 """A whole training run: what `mrcnn train` does."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
 import keras
 
 from keras_mrcnn import config as configs
+from keras_mrcnn import replicas
 from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
 from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
+from keras_mrcnn.training.averages import ValidateAverage
 from keras_mrcnn.training.callbacks import Checkpoints, CocoScores, Log
 from keras_mrcnn.weights.class_mapping import map_classes
 
 
-def run(config, resume=False, callbacks=()):
+def run(config, resume=False, callbacks=(), devices=None):
     """Train as a `config.Config` says; checkpoints, logs and scores go to `config.training.output`.
 
     Args:
         config: `config.Config`; without validation annotations nothing is scored.
         resume: bool, go on from the last finished epoch.
         callbacks: more Keras callbacks.
+        devices: int, GPUs that train, see `replicas.strategy`. Of several workers only the chief scores and
+            writes; the others need the folder only to resume.
 
     Returns:
-        The trained `MaskRCNN`.
+        The trained `MaskRCNN`; with `training.ema` it has the averaged weights, as averaged.keras does, and
+        best.keras. last.keras has those that learn.
     """
     data, training = config.data, config.training
+    strategy = replicas.strategy(devices)
+    is_chief = replicas.is_chief(strategy)
+    _check_divisible(config, strategy.num_replicas_in_sync)
     output = _output_folder(config, resume)
-    configs.save(config, output / "config.yaml")
+    if is_chief:
+        configs.save(config, output / "config.yaml")
     keras.utils.set_random_seed(training.seed)
 
     learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")
     steps = -(-len(trainable(learn.records)) // data.batch_size)
-    model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
+    with strategy.scope():
+        model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
     first_epoch = model.epochs_done
 
     watchers, validation = [], None
@@ -52,16 +63,22 @@ def run(config, resume=False, callbacks=()):
         keras.callbacks.TerminateOnNaN(),
         *callbacks,
     ]
+    make_dataset = functools.partial(
+        training_dataset, learn.records, data, config.model.input, training.seed, first_epoch
+    )
     model.fit(
-        training_dataset(learn.records, data, config.model.input, training.seed, first_epoch),
+        replicas.distribute(strategy, make_dataset, data.batch_size),
+        steps_per_epoch=steps,
         validation_data=validation,
         validation_freq=training.evaluate_every,
         epochs=training.epochs,
         initial_epoch=first_epoch,
-        callbacks=watchers,
+        callbacks=[ValidateAverage(), *(watchers if is_chief else callbacks)],
         shuffle=False,
         verbose="auto" if sys.stdout.isatty() else 2,
     )
+    if training.ema and is_chief:
+        model.save(output / "averaged.keras")
     print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
 
@@ -98,6 +115,15 @@ def evaluator_of(dataset, model, metric="coco", annotations=None):
     sigmas = model.config.keypoint_head.sigmas
     sigmas = sigmas[0] if len(sigmas) == 1 else sigmas or None
     return CocoEvaluator(dataset, max_detections=limit, iou_types=model.iou_types, sigmas=sigmas)
+
+
+def _check_divisible(config, number):
+    size, parts = config.data.batch_size, config.training.accumulate
+    if size % (number * parts):
+        raise ValueError(
+            f"`data.batch_size` is a multiple of the {number} devices times training.accumulate={parts}. "
+            f"Received: {size}"
+        )
 
 
 def _output_folder(config, resume):
@@ -156,8 +182,10 @@ def _compiled_model(config, categories, steps, checkpoint):
             model.load_weights(training.weights)
         elif training.backbone:
             print(f"{training.backbone}: {model.load_backbone(training.backbone)}")
-        model.compile(schedule.optimizer(training, steps))
+        model.compile(schedule.optimizer(training, steps, config.data.batch_size))
         model.optimizer.build(model.trainable_variables)  # wrong learning_rate_factors are told at once
     if training.optimizer == "sgd":
         schedule.regularize(model, training.weight_decay)
+    model.micro_batches = training.accumulate
+    replicas.synchronize(model)
     return model

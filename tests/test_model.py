@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mrcnn import MaskRCNN, Results, config
+from keras_mrcnn import MaskRCNN, Results, config, losses
 from keras_mrcnn.backbones.applications import Application
+from keras_mrcnn.training import schedule
 
 SIZE = 64
 LOSSES = ["rpn_objectness", "rpn_box", "class", "box", "mask"]
@@ -138,10 +139,10 @@ def test_fit_learns_and_names_its_losses():
 def test_no_objects_at_all_is_finite_and_trains_the_background_only(model):
     inputs, targets = make_batch(objects=0)
     targets["valid"][:] = False
-    losses = {name: float(value) for name, value in model.compute_losses(inputs, targets).items()}
-    assert losses["box"] == losses["mask"] == losses["rpn_box"] == 0
-    assert losses["class"] > 0 and losses["rpn_objectness"] > 0
-    assert np.isfinite(list(losses.values())).all()
+    found = {name: float(value) for name, value in model.compute_losses(inputs, targets).items()}
+    assert found["box"] == found["mask"] == found["rpn_box"] == 0
+    assert found["class"] > 0 and found["rpn_objectness"] > 0
+    assert np.isfinite(list(found.values())).all()
 
 
 def test_objects_with_a_box_only_give_the_mask_head_no_gradient(model):
@@ -179,8 +180,8 @@ def test_training_on_a_line_of_pixels_is_finite(model):
     targets["valid"][:] = True
     targets["boxes"][0, 0] = (3, 0, 40, 1)
     inputs = {"images": inputs["images"][:, :1], "image_sizes": np.array([[1, SIZE]], "int32")}
-    losses = model.compute_losses(inputs, targets)
-    assert np.isfinite([float(value) for value in losses.values()]).all()
+    found = model.compute_losses(inputs, targets)
+    assert np.isfinite([float(value) for value in found.values()]).all()
 
 
 @pytest.mark.parametrize("shape", [(50, 90), (50, 90, 1), (50, 90, 4)])
@@ -227,14 +228,50 @@ def test_weights_that_fit_are_loaded(model, tmp_path):
     )
 
 
-def test_mixed_bfloat16_trains_and_answers_in_float32():
-    model = MaskRCNN(tiny_config(), ["square"], seed=3, dtype="mixed_bfloat16")
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9))
+def float_types(values):
+    """Of the float tensors in nested values."""
+    tensors = [value for value in tf.nest.flatten(values) if tf.is_tensor(value)]
+    return {tensor.dtype.name for tensor in tensors if tensor.dtype.is_floating}
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_ends_before_boxes_losses_and_softmax(precision, monkeypatch):
+    seen = {}
+
+    def spy(owner, name):
+        function = getattr(owner, name)
+
+        def spied(*args, **kwargs):
+            result = function(*args, **kwargs)
+            seen[getattr(owner, "name", name)] = float_types(args), float_types(result)
+            return result
+
+        monkeypatch.setattr(owner, name, spied)
+
+    settings = tiny_config()
+    settings.backbone.blocks = [1, 1, 1, 1]
+    model = MaskRCNN(settings, ["square"], seed=3, dtype=precision)
+    stations = ("anchors", "rpn_targets", "proposals", "roi_sampling", "detections", "region_masks")
+    halves = ("backbone", "fpn")
+    for station in (*stations, *halves):
+        spy(getattr(model, station), "call")
+    for loss in ("rpn_objectness", "rpn_box", "classification", "box", "mask"):
+        spy(losses, loss)
+    model.compile(schedule.optimizer(config.Training(precision=precision, warmup_steps=0), 1))
+    before = [weight.numpy() for weight in model.trainable_variables]
     inputs, targets = make_batch()
     assert np.isfinite(model.train_on_batch(inputs, targets)).all()
     outputs = model.predict_on_batch(inputs)
     assert {value.dtype.name for value in outputs.values()} == {"float32", "int32"}
     assert model.backbone.stem.kernel.dtype == "float32"
+    assert [name for name in halves if seen.pop(name)[1] != {precision.removeprefix("mixed_")}] == []
+    assert seen.pop("anchors")[1] == {"float32"}  # of maps in half precision
+    assert {name: types for name, types in seen.items() if set().union(*types) != {"float32"}} == {}
+    assert len(seen) == len(stations) - 1 + 5
+    assert int(model.optimizer.iterations) == 1
+    after = [weight.numpy() for weight in model.trainable_variables]
+    assert all(np.isfinite(value).all() for value in after)
+    assert np.mean([np.any(new != old) for new, old in zip(after, before, strict=True)]) > 0.9
 
 
 def test_no_categories_is_refused():

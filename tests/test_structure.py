@@ -27,6 +27,7 @@ ARROWS = {
     "ops": ("geometry",),
     "data": ("config", "geometry"),
     "conv_norm": (),
+    "replicas": (),
     "residual": ("conv_norm",),
     "backbones": ("config", "conv_norm", "residual"),
     "rpn": ("config", "geometry", "ops"),
@@ -36,6 +37,7 @@ ARROWS = {
     "tta": ("data.images", "ops", "results"),
     "model": (
         "assembly",
+        "replicas",
         "tta",
         "config",
         "roi",
@@ -49,7 +51,7 @@ ARROWS = {
     "visualize": ("config", "geometry"),
     "evaluation": ("config", "geometry"),
     "training": ("config", "evaluation", "results"),
-    "train": ("config", "data", "evaluation", "model", "training", "weights"),
+    "train": ("config", "data", "replicas", "evaluation", "model", "training", "weights"),
     "ablation": ("config", "train"),
     "serving": ("model", "config", "geometry", "ops", "data.images"),
     "weights": (
@@ -64,7 +66,7 @@ ARROWS = {
         "__version__",
     ),
 }
-TENSORFLOW_ROOMS = {"ops", "data", "model", "serving"}
+TENSORFLOW_ROOMS = {"ops", "data", "replicas", "model", "serving"}
 TENSORFLOW_LAZY = ("cli", "__main__", "weights.files")  # inside functions only
 NUMPY_ONLY = ("config", "geometry.masks", "evaluation", "results", "visualize")
 START = ("", "__main__", "cli")  # what `mrcnn --help` loads

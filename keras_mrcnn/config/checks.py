@@ -42,6 +42,7 @@ POSITIVE = (
     "data.batch_size",
     "training.epochs",
     "training.evaluate_every",
+    "training.accumulate",
 )
 
 
@@ -127,6 +128,13 @@ def _rules(config):
             pooling.operation != "pool" or pooling.reduction == "maximum",
         ),
         ("model.box_head.fcs", "is at least 0", model.box_head.fcs >= 0),
+        (
+            "training.accumulate",
+            f"divides data.batch_size={config.data.batch_size}",
+            config.data.batch_size % config.training.accumulate == 0,
+        ),
+        ("training.base_batch", "is a number of images, or 0", config.training.base_batch >= 0),
+        ("training.ema", "is at least 0 and below 1", 0 <= config.training.ema < 1),
     ]
 
 

@@ -186,7 +186,7 @@ class Data:
     train_images: str = ""  # folder that its `file_name`s are relative to
     val_annotations: str = ""
     val_images: str = ""
-    batch_size: int = 2
+    batch_size: int = 2  # images in a step, of all devices together
     short_edges: list[int] = _list(640, 672, 704, 736, 768, 800)  # training: one drawn per image
     flip: float = 0.5  # probability of the horizontal flip in training
     vertical_flip: float = 0.0  # probability; for pictures without an up, as under a microscope
@@ -202,6 +202,7 @@ class Training:
     epochs: int = 12
     optimizer: str = "sgd"  # sgd: momentum 0.9 and L2 | adamw: decoupled weight decay
     learning_rate: float = 0.0025  # at the end of the warm-up
+    base_batch: int = 0  # images that learning_rate is meant for; it grows with data.batch_size. 0: not
     learning_rate_factors: dict[str, float] = field(default_factory=dict)  # by how variables' paths begin
     weight_decay: float = 1e-4
     clip_norm: float = 0.0  # largest global gradient norm; 0: no clipping
@@ -209,6 +210,8 @@ class Training:
     decay: str = "step"  # step: a tenth after each of `decay_epochs` | cosine: to zero
     decay_epochs: list[int] = _list(8, 11)
     precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
+    accumulate: int = 1  # parts of a batch, one after the other, for less memory
+    ema: float = 0.0  # of the average of the weights that is scored, what a step leaves of it; 0: no average
     weights: str = ""  # .weights.h5 or .keras file to start from; all of it must fit
     class_mapping: dict[str, str] = field(default_factory=dict)  # each class's name in `weights`, or ""
     backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file

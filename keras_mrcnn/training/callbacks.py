@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_mrcnn.evaluation import format_table
 from keras_mrcnn.results import Results
+from keras_mrcnn.training.averages import averaged
 
 
 def score(model, dataset, records, evaluator, progress=None):
@@ -90,7 +91,8 @@ class CocoScores(keras.callbacks.Callback):
         last = epoch + 1 == self.params["epochs"] or self.model.stop_training
         if (epoch + 1) % self.every and not last:
             return
-        scores = score(self.model, self.dataset, self.records, self.evaluator)
+        with averaged(self.model):
+            scores = score(self.model, self.dataset, self.records, self.evaluator)
         print("\n" + format_table(scores))
         if self.folder:
             write_scores(scores, pathlib.Path(self.folder, f"scores_epoch_{epoch + 1}.json"))
@@ -127,7 +129,8 @@ class Checkpoints(keras.callbacks.Callback):
         value = logs.get(self.monitor, math.nan)
         if value > self.best:
             self.best = float(value)
-            _replace(self.folder / "best.keras", self.model.save)
+            with averaged(self.model):
+                _replace(self.folder / "best.keras", self.model.save)
             noted = json.dumps({self.monitor: self.best, "epoch": epoch + 1})
             _replace(self.folder / "best.json", lambda path: path.write_text(noted))
         _replace(self.folder / "last.keras", self.model.save)

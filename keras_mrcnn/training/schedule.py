@@ -37,15 +37,19 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
 
 
-def learning_rate(training, steps_per_epoch):
+def learning_rate(training, steps_per_epoch, batch_size=None):
     """The schedule of a `config.Training`, a function of the step.
 
     Args:
         training: `config.Training`.
         steps_per_epoch: int.
+        batch_size: int, images in a step; with `training.base_batch` the rate is proportional to it, the
+            linear scaling rule (Goyal et al. 2017, section 2.1). Warm-up and epochs stay as they are.
     """
     schedules = keras.optimizers.schedules
     peak = training.learning_rate
+    if training.base_batch:
+        peak *= batch_size / training.base_batch
     if training.decay == "cosine":
         schedule = schedules.CosineDecay(peak, max(training.epochs * steps_per_epoch, 1))
     else:
@@ -58,18 +62,20 @@ def learning_rate(training, steps_per_epoch):
     return WarmUp(schedule, training.warmup_steps)
 
 
-def optimizer(training, steps_per_epoch):
-    """The Keras optimizer of a `config.Training`.
+def optimizer(training, steps_per_epoch, batch_size=None):
+    """The Keras optimizer of a `config.Training`; the arguments are those of `learning_rate`.
 
     "sgd" is SGD with momentum 0.9; its weight decay is L2, which `regularize` adds to the loss. "adamw"
     decays the kernels by itself. Both obey `learning_rate_factors`. With mixed_float16 the loss is scaled, or
-    small gradients vanish.
+    small gradients vanish. With `training.ema` it keeps an average of the weights, see `averages`.
     """
     options = {
-        "learning_rate": learning_rate(training, steps_per_epoch),
+        "learning_rate": learning_rate(training, steps_per_epoch, batch_size),
         "learning_rate_factors": training.learning_rate_factors,
         "global_clipnorm": training.clip_norm or None,
     }
+    if training.ema:
+        options |= {"use_ema": True, "ema_momentum": training.ema}
     if training.optimizer == "sgd":
         chosen = SGD(momentum=0.9, **options)
     else:

@@ -129,6 +129,7 @@ def test_a_loaded_model_goes_on_as_the_saved_one(tmp_path, optimizer, precision)
         learning_rate_factors={"first": 0.25, "first/bias": 0},
         warmup_steps=5,
         clip_norm=1.0,
+        ema=0.5,
         precision=precision,
     )
     inputs = keras.Input([2])
@@ -144,7 +145,11 @@ def test_a_loaded_model_goes_on_as_the_saved_one(tmp_path, optimizer, precision)
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for either in (model, loaded):
         either.fit(**data)
-    for ours, theirs in zip(model.variables, loaded.variables, strict=True):
+    for ours, theirs in zip(
+        [*model.variables, *model.optimizer.variables],
+        [*loaded.variables, *loaded.optimizer.variables],
+        strict=True,
+    ):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
     inner = getattr(loaded.optimizer, "inner_optimizer", loaded.optimizer)
     assert inner.get_config()["learning_rate_factors"] == settings.learning_rate_factors

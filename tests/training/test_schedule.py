@@ -31,6 +31,13 @@ def test_no_drops_is_constant():
     np.testing.assert_allclose(rates(settings, [0, 1000], 10), [0.1, 0.1])
 
 
+def test_the_rate_grows_with_the_batch():
+    settings = config.Training(learning_rate=0.02, base_batch=16, warmup_steps=0, decay_epochs=[1], epochs=2)
+    for batch_size, expected in ((16, [0.02, 0.002]), (2, [0.0025, 0.00025]), (64, [0.08, 0.008])):
+        rate = schedule.learning_rate(settings, 10, batch_size)
+        np.testing.assert_allclose([float(rate(0)), float(rate(10))], expected, rtol=1e-6)
+
+
 def test_schedule_comes_back_from_its_config():
     settings = config.Training(learning_rate=0.3, warmup_steps=7, decay="cosine", epochs=3)
     given = schedule.learning_rate(settings, 11)
