@@ -49,7 +49,7 @@ def check(annotations, images):
 @main.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
-@click.option("--resume", is_flag=True, help="Go on from the last finished epoch in training.output.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in training.output.")
 def train(config, overrides, resume):
     """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4)."""
     from keras_mrcnn import config as configs

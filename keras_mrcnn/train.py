@@ -1,20 +1,31 @@
 """A whole training run: what `mrcnn train` does."""
 
 import dataclasses
+import functools
+import importlib.util
 import pathlib
 import sys
 
 import keras
+import numpy as np
 
 from keras_mrcnn import config as configs
 from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
-from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
+from keras_mrcnn.data.delivery import noting
+from keras_mrcnn.data.pictures import true_and_predicted
+from keras_mrcnn.data.pipeline import epoch_order, evaluation_dataset, trainable, training_dataset
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
-from keras_mrcnn.training.callbacks import Checkpoints, CocoScores, Log
+from keras_mrcnn.training.board import Board
+from keras_mrcnn.training.callbacks import CocoScores
+from keras_mrcnn.training.checkpoints import Checkpoints, Progress, replace
+from keras_mrcnn.training.nonfinite import StopAtNonFinite
+from keras_mrcnn.training.pace import Pace
 from keras_mrcnn.weights.class_mapping import map_classes
+
+_PICTURES = 4  # validation images that TensorBoard shows
 
 
 def run(config, resume=False, callbacks=()):
@@ -22,7 +33,7 @@ def run(config, resume=False, callbacks=()):
 
     Args:
         config: `config.Config`; without validation annotations nothing is scored.
-        resume: bool, go on from the last finished epoch.
+        resume: bool, go on from the last checkpoint.
         callbacks: more Keras callbacks.
 
     Returns:
@@ -30,40 +41,109 @@ def run(config, resume=False, callbacks=()):
     """
     data, training = config.data, config.training
     output = _output_folder(config, resume)
-    configs.save(config, output / "config.yaml")
+    replace(output / "config.yaml", lambda path: configs.save(config, path))
     keras.utils.set_random_seed(training.seed)
 
     learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")
     steps = -(-len(trainable(learn.records)) // data.batch_size)
-    model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
-    first_epoch = model.epochs_done
+    last = output / "last.keras" if resume else None
+    model = _compiled_model(config, learn.categories, steps, last)
+    progress = _progress(last, steps)
 
-    watchers, validation = [], None
+    watchers, validation, shown = [], None, ()
     if data.val_annotations:
         valid = load_data(data, "val", learn.categories)
         print(f"Validation: {valid.summary()}")
         validation = evaluation_dataset(valid.records, data, config.model.input)
         evaluator = evaluator_of(valid, model, data.format)
         watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
+        shown = valid.records[:_PICTURES]
+    pace = Pace(progress)
+    checkpoints = _checkpoints(config, model, progress)
     watchers += [
-        Checkpoints(output, monitor=f"val_{model.iou_types[min(1, len(model.iou_types) - 1)]}_AP"),
-        Log(output / "log.csv", ("loss", *model.loss_names), model.iou_types, append=resume),
-        keras.callbacks.TerminateOnNaN(),
+        StopAtNonFinite(config, functools.partial(_batch_at, learn.records, config)),
+        pace,
+        *([Board(output / "tensorboard", _pictures(shown))] if training.tensorboard else []),
         *callbacks,
+        checkpoints,
     ]
-    model.fit(
-        training_dataset(learn.records, data, config.model.input, training.seed, first_epoch),
-        validation_data=validation,
-        validation_freq=training.evaluate_every,
-        epochs=training.epochs,
-        initial_epoch=first_epoch,
-        callbacks=watchers,
-        shuffle=False,
-        verbose="auto" if sys.stdout.isatty() else 2,
-    )
+    with checkpoints.stopping_on_sigterm():
+        model.fit(
+            noting(_endless(learn.records, config, *progress.next_batch()), pace.delivered),
+            steps_per_epoch=steps,
+            validation_data=validation,
+            validation_freq=training.evaluate_every,
+            epochs=training.epochs,
+            initial_epoch=progress.epochs,
+            callbacks=watchers,
+            shuffle=False,
+            verbose="auto" if sys.stdout.isatty() else 2,
+        )
     print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
+
+
+def _progress(checkpoint, steps):
+    """Where the run stands that is to go on; at its beginning without a checkpoint."""
+    progress = Progress.read(checkpoint) if checkpoint else Progress()
+    if progress.batches and progress.steps != steps:
+        raise ValueError(
+            f"{checkpoint} was written within an epoch of {progress.steps} batches, and the data give "
+            f"{steps} now. Go on with the data of before."
+        )
+    progress.steps = steps
+    return progress
+
+
+def _endless(records, config, epoch, batch):
+    """The training batches from one on, without an end."""
+    options = records, config.data, config.model.input, config.training.seed
+    if not batch:
+        return training_dataset(*options, first_epoch=epoch).repeat()
+    rest = training_dataset(*options, first_epoch=epoch, first_batch=batch)
+    return rest.concatenate(training_dataset(*options, first_epoch=epoch + 1).repeat())
+
+
+def _batch_at(records, config, epoch, batch):
+    """One batch of training again: inputs, targets and the ids of its images."""
+    inputs, targets = next(_endless(records, config, epoch, batch).as_numpy_iterator())
+    records, size = trainable(records), config.data.batch_size
+    wide = np.array([record.width >= record.height for record in records])
+    order = epoch_order(wide, size, config.training.seed, epoch)[batch * size : (batch + 1) * size]
+    return inputs, targets, [records[index].image_id for index in order]
+
+
+def _pictures(records):
+    """For `Board`: what makes pictures of some images; None without OpenCV or images."""
+    if records and importlib.util.find_spec("cv2") is None:
+        print("TensorBoard gets no pictures: OpenCV draws them, pip install 'keras_mrcnn[viz]'.")
+        return None
+
+    def draw(model):
+        found = {record: model.detect(record.path).above(0.5) for record in records}
+        return {f"true and predicted/{r.image_id}": true_and_predicted(r, them) for r, them in found.items()}
+
+    return draw if records else None
+
+
+def _checkpoints(config, model, progress):
+    training, kinds = config.training, model.iou_types
+    losses = ("loss", *model.loss_names)
+    scores = [f"val_{kind}_{name}" for kind in kinds for name in ("AP", "AP50", "AP75")]
+
+    def scored(epoch):
+        due = (epoch + 1) % training.evaluate_every == 0 or epoch + 1 == training.epochs
+        return bool(config.data.val_annotations) and due
+
+    return Checkpoints(
+        training.output,
+        progress,
+        [*losses, *(f"val_{name}" for name in losses), *scores, *Pace.COLUMNS],
+        monitor=f"val_{kinds[min(1, len(kinds) - 1)]}_AP",
+        every=training.checkpoint_steps,
+        scored=scored,
+    )
 
 
 def load_data(data, split, categories=None):
@@ -116,8 +196,6 @@ def _output_folder(config, resume):
         )
     if resume:
         _check_same_run(config, output / "config.yaml")
-    else:
-        (output / "best.json").unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     return output
 
@@ -125,7 +203,8 @@ def _output_folder(config, resume):
 def _check_same_run(config, path):
     """A resumed run goes on with the settings that its checkpoint was made with."""
     was = configs.load(path)
-    free = {"output": config.training.output, "evaluate_every": config.training.evaluate_every}
+    free = ("output", "evaluate_every", "checkpoint_steps", "tensorboard")
+    free = {name: getattr(config.training, name) for name in free}
     was.training = dataclasses.replace(was.training, **free)
     before = was.model, was.training, was.data.batch_size
     if before != (config.model, config.training, config.data.batch_size):

@@ -126,6 +126,7 @@ def _rules(config):
             pooling.operation != "pool" or pooling.reduction == "maximum",
         ),
         ("model.box_head.fcs", "is at least 0", model.box_head.fcs >= 0),
+        ("training.checkpoint_steps", "is at least 0", config.training.checkpoint_steps >= 0),
     ]
 
 
