@@ -1,6 +1,7 @@
 """How fast a run goes, and how much of its time it waits for data."""
 
 import collections
+import math
 import time
 
 import keras
@@ -14,6 +15,7 @@ class Pace(keras.callbacks.Callback):
         images_per_second: over the steps, without scoring and checkpoints.
         input_wait: share of the steps' time, 0 to 1, until their batch was there.
 
+    The first step of a process builds the graph, so it is left out of the last two; NaN if there is no other.
     Stands before `Checkpoints`.
 
     Args:
@@ -27,6 +29,7 @@ class Pace(keras.callbacks.Callback):
         self.progress = progress
         self.deliveries = collections.deque()  # (time, images), of batches not trained on yet
         self.began = 0.0
+        self.built = False
 
     def delivered(self, images):
         """Note that a batch is there; batches may come ahead of their steps."""
@@ -43,6 +46,9 @@ class Pace(keras.callbacks.Callback):
         came, images = self.deliveries.popleft()
         done = {"images": images, "seconds": ended - self.began, "waited": max(0.0, came - self.began)}
         self.progress.images += images
+        if not self.built:
+            self.built = True
+            return
         for name, value in done.items():
             self.progress.pace[name] = self.progress.pace.get(name, 0) + value
 
@@ -50,5 +56,5 @@ class Pace(keras.callbacks.Callback):
         pace = self.progress.pace
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)
         logs["images"] = self.progress.images
-        logs["images_per_second"] = pace["images"] / pace["seconds"]
-        logs["input_wait"] = pace["waited"] / pace["seconds"]
+        logs["images_per_second"] = pace["images"] / pace["seconds"] if pace else math.nan
+        logs["input_wait"] = pace["waited"] / pace["seconds"] if pace else math.nan
