@@ -4,6 +4,7 @@ import csv
 
 import pytest
 from click.testing import CliRunner
+from tensorboard.backend.event_processing import event_accumulator
 
 from keras_mrcnn import MaskRCNN, config
 from keras_mrcnn.cli import main
@@ -49,10 +50,13 @@ def test_cityscapes_from_a_model_of_other_classes(tmp_path):
 def test_keypoints_are_scored_and_logged(tmp_path):
     data = make_stick_figures(tmp_path / "figures", images=8, val_images=4)
     own = [f"training.output={tmp_path / 'run'}", *(f"data.{name}={path}" for name, path in data.items())]
-    run(config.load("paper/keypoints_masks_r50_fpn", [*ONE_EPOCH, *own, "model.keypoint_head.sigmas=[0.05]"]))
+    own += ["training.tensorboard=true", "model.keypoint_head.sigmas=[0.05]"]
+    run(config.load("paper/keypoints_masks_r50_fpn", [*ONE_EPOCH, *own]))
     row = logged(tmp_path / "run")
     assert float(row["keypoint"]) > 0 and float(row["val_keypoint"]) > 0
     assert {"val_bbox_AP", "val_segm_AP", "val_keypoints_AP50"} <= set(row)
+    shown = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert len(shown.Tags()["images"]) == 4 and "epoch/val_keypoints_AP" in shown.Tags()["scalars"]
     arguments = [str(tmp_path / "run" / "last.keras"), data["val_annotations"], data["val_images"]]
     for views in ([], ["--scales", "64,96", "--flip"]):
         done = CliRunner().invoke(main, ["eval", *arguments, *views])

@@ -8,7 +8,7 @@ def noting(dataset, note):
 
     Args:
         dataset: batches `(inputs, targets)`.
-        note: function of the number of images; called in order, by whoever takes the batch.
+        note: function of the number of images; called in order, and, where batches are fetched ahead, ahead.
     """
 
     def tell(sizes):

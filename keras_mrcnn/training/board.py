@@ -35,10 +35,12 @@ class Board(keras.callbacks.Callback):
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._writer = EventFileWriter(str(folder))
         self.pictures = pictures
+        self._shown = None  # step
 
     def on_train_batch_end(self, batch, logs=None):
         step = int(self.model.optimizer.iterations)
-        if step % _EVERY == 0:
+        if step % _EVERY == 0 and step != self._shown:  # a resumed epoch begins with batches that are done
+            self._shown = step
             rate = {"learning_rate": float(self.model.optimizer.learning_rate)}
             self._write(step, {f"step/{name}": value for name, value in {**logs, **rate}.items()})
 

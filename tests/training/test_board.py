@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
 
 from keras_mrcnn.training.board import Board
 from tests.training.test_checkpoints import Model, batches
@@ -14,8 +15,6 @@ PNG = tf.io.encode_png(np.full((4, 6, 3), 200, np.uint8)).numpy()
 
 
 def test_curves_and_pictures(tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-
     def scores(epoch, logs):
         logs["val_segm_AP"], logs["val_segm_AP75"] = 0.25 * (epoch + 1), float("nan")
 
@@ -27,7 +26,7 @@ def test_curves_and_pictures(tmp_path):
     ]
     model.fit(batches(0).repeat(6), epochs=2, callbacks=watchers, verbose=0, shuffle=False)
 
-    read = reader.EventAccumulator(str(tmp_path)).Reload()
+    read = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in read.Scalars("epoch/val_segm_AP")] == [
         (24, 0.25),
         (48, 0.5),
