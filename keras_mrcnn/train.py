@@ -93,6 +93,8 @@ def _progress(checkpoint, steps):
             f"{steps} now. Go on with the data of before."
         )
     progress.steps = steps
+    if checkpoint:
+        print(f"{checkpoint}: {progress.epochs} epochs and {progress.batches} of {steps} batches are done.")
     return progress
 
 

@@ -114,6 +114,8 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         for variable, state in zip(_seeds(self.model), self.progress.seeds, strict=False):
             variable.assign(state)
+        for path in self.folder.glob("unfinished_*"):  # left by a kill
+            path.unlink()
         if self.progress.log:
             self._write_log()
 

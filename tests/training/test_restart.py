@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
         data, folder / "whole", epochs=EPOCHS, optimizer="adamw", evaluate_every=2, checkpoint_steps=3
     )
     run.training.learning_rate, run.training.learning_rate_factors = 0.001, {"backbone": 0.5}
-    run.data.batch_size = 2
+    run.data.batch_size, run.model.backbone.blocks = 2, [1, 1, 1, 1]
     config.save(run, folder / "config.yaml")
     assert train(folder, "whole", "never") == 0
     return folder
