@@ -98,13 +98,13 @@ def _progress(checkpoint, steps):
     return progress
 
 
-def _endless(records, config, epoch, batch):
-    """The training batches from one on, without an end."""
+def _endless(records, config, epoch, batch, **worker):
+    """The training batches from one on, without an end; `worker` as for `training_dataset`."""
     options = records, config.data, config.model.input, config.training.seed
     if not batch:
-        return training_dataset(*options, first_epoch=epoch).repeat()
-    rest = training_dataset(*options, first_epoch=epoch, first_batch=batch)
-    return rest.concatenate(training_dataset(*options, first_epoch=epoch + 1).repeat())
+        return training_dataset(*options, first_epoch=epoch, **worker).repeat()
+    rest = training_dataset(*options, first_epoch=epoch, first_batch=batch, **worker)
+    return rest.concatenate(training_dataset(*options, first_epoch=epoch + 1, **worker).repeat())
 
 
 def _batch_at(records, config, epoch, batch):

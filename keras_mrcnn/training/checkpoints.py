@@ -63,11 +63,9 @@ class Progress:
 
     def next_batch(self):
         """(epoch, batch) to go on with, each from 0."""
-        return (
-            (self.epochs + 1, 0)
-            if self.batches and self.batches == self.steps
-            else (self.epochs, self.batches)
-        )
+        if self.batches and self.batches == self.steps:
+            return self.epochs + 1, 0
+        return self.epochs, self.batches
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -86,9 +84,19 @@ class Checkpoints(keras.callbacks.Callback):
         monitor: name in the logs, more is better; NaN never is.
         every: int, steps of an epoch from one checkpoint to the next; 0: none within epochs.
         scored: function that tells of an epoch, from 0, whether it is scored.
+        chief: bool, False for all but one of several workers: they only keep step with the one that writes.
     """
 
-    def __init__(self, folder, progress, columns, monitor="val_segm_AP", every=0, scored=lambda epoch: False):
+    def __init__(
+        self,
+        folder,
+        progress,
+        columns,
+        monitor="val_segm_AP",
+        every=0,
+        scored=lambda epoch: False,
+        chief=True,
+    ):
         super().__init__()
         self.folder = pathlib.Path(folder)
         self.progress = progress
@@ -96,6 +104,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.monitor = monitor
         self.every = every
         self.scored = scored
+        self.chief = chief
         self.saved = True  # nothing would be lost by stopping now
         self.asked = False  # to stop
 
@@ -114,6 +123,8 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         for variable, state in zip(_seeds(self.model), self.progress.seeds, strict=False):
             variable.assign(state)
+        if not self.chief:
+            return
         for path in self.folder.glob("unfinished_*"):  # left by a kill
             path.unlink()
         if self.progress.log:
@@ -151,6 +162,8 @@ class Checkpoints(keras.callbacks.Callback):
         progress.epochs, progress.batches, progress.pace = epoch + 1, 0, {}
         self.model.epochs_done = epoch + 1
         self.saved = False
+        if not self.chief:
+            return
         value = float(logs.get(self.monitor, math.nan))
         if value > progress.best:
             progress.best = value
@@ -164,8 +177,11 @@ class Checkpoints(keras.callbacks.Callback):
         self._write_log()
 
     def _save(self):
+        if self.progress.batches:  # of several workers, all take part in reading the means
+            self.progress.means = [float(variable) for variable in self.model.metrics_variables]
+        if not self.chief:
+            return
         check_weights(self.model)
-        self.progress.means = [float(variable) for variable in self.model.metrics_variables]
         self.progress.seeds = [variable.numpy().tolist() for variable in _seeds(self.model)]
 
         def write(path):

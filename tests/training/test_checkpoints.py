@@ -183,6 +183,17 @@ def test_sigterm_before_the_first_step(tmp_path, capsys):
     assert "Nothing was trained yet" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_worker_that_is_not_the_chief_keeps_step_and_writes_nothing(whole, tmp_path):
+    with pytest.raises(CutOff):
+        train(tmp_path, [After(8, cut_off)], every=3)
+    (tmp_path / "log.csv").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    seen = []
+    model = train(tmp_path, [After(1, lambda: seen.append("skipped"))], every=3, chief=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert seen and [variable.numpy().tolist() for variable in model.trainable_variables] == whole[0][:4]
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     def spoil():
         model.layers[0].kernel.assign(np.full((3, 8), np.nan, np.float32))
