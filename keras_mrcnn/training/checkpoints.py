@@ -121,8 +121,9 @@ class Checkpoints(keras.callbacks.Callback):
             signal.signal(signal.SIGTERM, before)
 
     def on_train_begin(self, logs=None):
-        for variable, state in zip(_seeds(self.model), self.progress.seeds, strict=False):
-            variable.assign(state)
+        if self.progress.seeds:
+            for variable, state in zip(_seeds(self.model), self.progress.seeds, strict=True):
+                variable.assign(state)
         if not self.chief:
             return
         for path in self.folder.glob("unfinished_*"):  # left by a kill
