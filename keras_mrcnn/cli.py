@@ -49,7 +49,7 @@ def check(annotations, images):
 @main.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
-@click.option("--resume", is_flag=True, help="Go on from the last finished epoch in training.output.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in training.output.")
 @click.option("--devices", type=int, help="GPUs that share each batch (without one: parts of the CPU).")
 def train(config, overrides, resume, devices):
     """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4).

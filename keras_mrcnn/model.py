@@ -52,7 +52,7 @@ class MaskRCNN(keras.Model):
         config: a `config.Model`, or the dictionary that `get_config` made of one.
         categories: for each class its `Category` (or a dictionary as in a COCO json, or just a name).
         seed: int or None, of the random sampling in training.
-        epochs_done: int, epochs trained so far; `training.callbacks.Checkpoints` counts them.
+        epochs_done: int, epochs trained so far; `training.checkpoints.Checkpoints` counts them.
         backbone: a layer or functional Keras model that gives C2..C5 (strides 4, 8, 16, 32) of normalised
             images, instead of the one that the config names; it is saved with the model.
 

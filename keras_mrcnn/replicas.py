@@ -61,13 +61,13 @@ def distribute(strategy, make_dataset, batch_size):
         make_dataset: function that returns the batches, or of `workers` and `worker` a part of each of them.
         batch_size: int, images in a batch of all devices together.
     """
-    if not _several_workers(strategy):
+    if not several_workers(strategy):
         return make_dataset()  # Keras gives each replica its part
 
     def of_worker(context):
         dataset = make_dataset(workers=context.num_input_pipelines, worker=context.input_pipeline_id)
         # Keras does not know its length: `fit` is told by `steps_per_epoch`, and finds no end.
-        return dataset.rebatch(batch_size // context.num_replicas_in_sync).repeat()
+        return dataset.rebatch(batch_size // context.num_replicas_in_sync)
 
     return strategy.distribute_datasets_from_function(of_worker)
 
@@ -161,8 +161,9 @@ def reduced(gradients, optimizer):
 
 def logged(value):
     """A scalar of the logs as Keras can average it: under several workers it wants a dimension more."""
-    return tf.reshape(value, [1]) if _several_workers(tf.distribute.get_strategy()) else value
+    return tf.reshape(value, [1]) if several_workers(tf.distribute.get_strategy()) else value
 
 
-def _several_workers(strategy):
+def several_workers(strategy):
+    """Whether processes train together, as `TF_CONFIG` says."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

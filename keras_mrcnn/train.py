@@ -1,23 +1,34 @@
 """A whole training run: what `mrcnn train` does."""
 
+import contextlib
 import dataclasses
 import functools
+import importlib.util
 import pathlib
 import sys
 
 import keras
+import numpy as np
 
 from keras_mrcnn import config as configs
 from keras_mrcnn import replicas
 from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
-from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
+from keras_mrcnn.data.delivery import noting
+from keras_mrcnn.data.pictures import true_and_predicted
+from keras_mrcnn.data.pipeline import epoch_order, evaluation_dataset, trainable, training_dataset
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
 from keras_mrcnn.training.averages import ValidateAverage
-from keras_mrcnn.training.callbacks import Checkpoints, CocoScores, Log
+from keras_mrcnn.training.board import Board
+from keras_mrcnn.training.callbacks import CocoScores
+from keras_mrcnn.training.checkpoints import Checkpoints, Progress, replace
+from keras_mrcnn.training.nonfinite import StopAtNonFinite
+from keras_mrcnn.training.pace import Pace
 from keras_mrcnn.weights.class_mapping import map_classes
+
+_PICTURES = 4  # validation images that TensorBoard shows
 
 
 def run(config, resume=False, callbacks=(), devices=None):
@@ -25,7 +36,7 @@ def run(config, resume=False, callbacks=(), devices=None):
 
     Args:
         config: `config.Config`; without validation annotations nothing is scored.
-        resume: bool, go on from the last finished epoch.
+        resume: bool, go on from the last checkpoint.
         callbacks: more Keras callbacks.
         devices: int, GPUs that train, see `replicas.strategy`. Of several workers only the chief scores and
             writes; the others need the folder only to resume.
@@ -40,47 +51,121 @@ def run(config, resume=False, callbacks=(), devices=None):
     _check_divisible(config, strategy.num_replicas_in_sync)
     output = _output_folder(config, resume)
     if is_chief:
-        configs.save(config, output / "config.yaml")
+        replace(output / "config.yaml", lambda path: configs.save(config, path))
     keras.utils.set_random_seed(training.seed)
 
     learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")
     steps = -(-len(trainable(learn.records)) // data.batch_size)
+    last = output / "last.keras" if resume else None
     with strategy.scope():
-        model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
-    first_epoch = model.epochs_done
+        model = _compiled_model(config, learn.categories, steps, last)
+    progress = _progress(last, steps)
 
-    watchers, validation = [], None
+    watchers, validation, shown = [ValidateAverage()], None, ()
     if data.val_annotations:
         valid = load_data(data, "val", learn.categories)
         print(f"Validation: {valid.summary()}")
         validation = evaluation_dataset(valid.records, data, config.model.input)
-        evaluator = evaluator_of(valid, model, data.format)
-        watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
-    watchers += [
-        Checkpoints(output, monitor=f"val_{model.iou_types[min(1, len(model.iou_types) - 1)]}_AP"),
-        Log(output / "log.csv", ("loss", *model.loss_names), model.iou_types, append=resume),
-        keras.callbacks.TerminateOnNaN(),
-        *callbacks,
-    ]
-    make_dataset = functools.partial(
-        training_dataset, learn.records, data, config.model.input, training.seed, first_epoch
-    )
-    model.fit(
-        replicas.distribute(strategy, make_dataset, data.batch_size),
-        steps_per_epoch=steps,
-        validation_data=validation,
-        validation_freq=training.evaluate_every,
-        epochs=training.epochs,
-        initial_epoch=first_epoch,
-        callbacks=[ValidateAverage(), *(watchers if is_chief else callbacks)],
-        shuffle=False,
-        verbose="auto" if sys.stdout.isatty() else 2,
-    )
+        if is_chief:
+            evaluator = evaluator_of(valid, model, data.format)
+            watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
+        shown = valid.records[:_PICTURES]
+    if is_chief:
+        watchers.append(StopAtNonFinite(config, functools.partial(_batch_at, learn.records, config)))
+    pace = Pace(progress)
+    watchers.append(pace)
+    if is_chief and training.tensorboard:
+        watchers.append(Board(output / "tensorboard", _pictures(shown)))
+    checkpoints = _checkpoints(config, model, progress, is_chief)
+
+    def make_dataset(**worker):
+        batches = _endless(learn.records, config, *progress.next_batch(), **worker)
+        return noting(batches, pace.delivered)
+
+    # A save that one worker is asked for would wait for the others.
+    several = replicas.several_workers(strategy)
+    with contextlib.nullcontext() if several else checkpoints.stopping_on_sigterm():
+        model.fit(
+            replicas.distribute(strategy, make_dataset, data.batch_size),
+            steps_per_epoch=steps,
+            validation_data=validation,
+            validation_freq=training.evaluate_every,
+            epochs=training.epochs,
+            initial_epoch=progress.epochs,
+            callbacks=[*watchers, *callbacks, checkpoints],
+            shuffle=False,
+            verbose="auto" if sys.stdout.isatty() else 2,
+        )
     if training.ema and is_chief:
         model.save(output / "averaged.keras")
     print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
+
+
+def _progress(checkpoint, steps):
+    """Where the run stands that is to go on; at its beginning without a checkpoint."""
+    progress = Progress.read(checkpoint) if checkpoint else Progress()
+    if progress.batches and progress.steps != steps:
+        raise ValueError(
+            f"{checkpoint} was written within an epoch of {progress.steps} batches, and the data give "
+            f"{steps} now. Go on with the data of before."
+        )
+    progress.steps = steps
+    if checkpoint:
+        print(f"{checkpoint}: {progress.epochs} epochs and {progress.batches} of {steps} batches are done.")
+    return progress
+
+
+def _endless(records, config, epoch, batch, **worker):
+    """The training batches from one on, without an end; `worker` as for `training_dataset`."""
+    options = records, config.data, config.model.input, config.training.seed
+    if not batch:
+        return training_dataset(*options, first_epoch=epoch, **worker).repeat()
+    rest = training_dataset(*options, first_epoch=epoch, first_batch=batch, **worker)
+    return rest.concatenate(training_dataset(*options, first_epoch=epoch + 1, **worker).repeat())
+
+
+def _batch_at(records, config, epoch, batch):
+    """One batch of training again: inputs, targets and the ids of its images."""
+    inputs, targets = next(_endless(records, config, epoch, batch).as_numpy_iterator())
+    records, size = trainable(records), config.data.batch_size
+    wide = np.array([record.width >= record.height for record in records])
+    order = epoch_order(wide, size, config.training.seed, epoch)[batch * size : (batch + 1) * size]
+    return inputs, targets, [records[index].image_id for index in order]
+
+
+def _pictures(records):
+    """For `Board`: what makes pictures of some images; None without OpenCV or images."""
+    if records and importlib.util.find_spec("cv2") is None:
+        print("TensorBoard gets no pictures: OpenCV draws them, pip install 'keras_mrcnn[viz]'.")
+        return None
+
+    def draw(model):
+        found = {record: model.detect(record.path).above(0.5) for record in records}
+        return {f"true and predicted/{r.image_id}": true_and_predicted(r, them) for r, them in found.items()}
+
+    return draw if records else None
+
+
+def _checkpoints(config, model, progress, is_chief):
+    training, kinds = config.training, model.iou_types
+    losses = ("loss", *model.loss_names)
+    scores = [f"val_{kind}_{name}" for kind in kinds for name in ("AP", "AP50", "AP75")]
+
+    def scored(epoch):
+        due = (epoch + 1) % training.evaluate_every == 0 or epoch + 1 == training.epochs
+        return bool(config.data.val_annotations) and due
+
+    return Checkpoints(
+        training.output,
+        progress,
+        [*losses, *(f"val_{name}" for name in losses), *scores, *Pace.COLUMNS],
+        monitor=f"val_{kinds[min(1, len(kinds) - 1)]}_AP",
+        every=training.checkpoint_steps,
+        scored=scored,
+        chief=is_chief,
+    )
 
 
 def load_data(data, split, categories=None):
@@ -142,8 +227,6 @@ def _output_folder(config, resume):
         )
     if resume:
         _check_same_run(config, output / "config.yaml")
-    else:
-        (output / "best.json").unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     return output
 
@@ -151,7 +234,8 @@ def _output_folder(config, resume):
 def _check_same_run(config, path):
     """A resumed run goes on with the settings that its checkpoint was made with."""
     was = configs.load(path)
-    free = {"output": config.training.output, "evaluate_every": config.training.evaluate_every}
+    free = ("output", "evaluate_every", "checkpoint_steps", "tensorboard")
+    free = {name: getattr(config.training, name) for name in free}
     was.training = dataclasses.replace(was.training, **free)
     before = was.model, was.training, was.data.batch_size
     if before != (config.model, config.training, config.data.batch_size):

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from keras_mrcnn import config
 from keras_mrcnn.cli import main
+from keras_mrcnn.data.coco import load_coco
 from keras_mrcnn.data.shapes import make_shapes
 from keras_mrcnn.train import run
 from keras_mrcnn.visualize import write_image
@@ -61,47 +62,6 @@ def test_train_leaves_what_it_promises(trained):
     assert set(scores["per_class"]) == {"circle", "triangle", "square"}
 
 
-RESUME = """
-import sys, keras, numpy as np, tensorflow as tf
-from keras_mrcnn import config
-from keras_mrcnn.cli import load_model
-from keras_mrcnn.train import run
-
-tf.config.experimental.enable_op_determinism()
-
-
-class Killed(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
-            raise KeyboardInterrupt
-
-
-def settings(name):
-    loaded = config.load(sys.argv[1])
-    loaded.training.output = sys.argv[2] + "/" + name
-    return loaded
-
-
-run(settings("whole"))
-try:
-    run(settings("halves"), callbacks=[Killed()])
-except KeyboardInterrupt:
-    run(settings("halves"), resume=True)
-whole, halves = (load_model(sys.argv[2] + f"/{name}/last.keras") for name in ("whole", "halves"))
-for one, other in zip(whole.variables, halves.variables, strict=True):
-    np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=one.path)
-"""
-
-
-@pytest.mark.proof
-def test_resumed_run_equals_the_uninterrupted_one(shapes, tmp_path):
-    # In a process of its own: determinism is a setting of the whole of TensorFlow.
-    changes = {"epochs": 2, "optimizer": "adamw", "learning_rate_factors": {"backbone": 0.5}}
-    config.save(settings(shapes, "unused", **changes), tmp_path / "config.yaml")
-    subprocess.run([sys.executable, "-c", RESUME, tmp_path / "config.yaml", tmp_path], check=True)
-    assert (tmp_path / "halves" / "log.csv").read_text().count("\n") == 3
-
-
 LOAD = """
 import sys, numpy as np
 image = np.full([64, 64, 3], 128, "uint8")
@@ -128,6 +88,18 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_good_file(s
     with pytest.raises(FloatingPointError, match="learning_rate"):
         run(diverging)
     assert not (tmp_path / "run" / "last.keras").exists()
+    noted = json.loads((tmp_path / "run" / "nonfinite" / "nonfinite.json").read_text())
+    assert (noted["epoch"], noted["batch"]) == (0, 1) and "loss" in noted["losses"]
+    records = {
+        record.image_id: record
+        for record in load_coco(shapes["train_annotations"], shapes["train_images"]).records
+    }
+    chosen = [records[image_id] for image_id in noted["image_ids"]]
+    assert len(chosen) == 4  # 12 images in batches of 8
+    with np.load(tmp_path / "run" / "nonfinite" / "batch.npz") as batch:
+        for row, record in enumerate(chosen):
+            classes = batch["targets/classes"][row][batch["targets/valid"][row]]
+            np.testing.assert_array_equal(classes, record.classes)
 
 
 def test_a_run_is_resumed_with_its_own_settings(shapes, trained):

@@ -135,6 +135,7 @@ def _rules(config):
         ),
         ("training.base_batch", "is a number of images, or 0", config.training.base_batch >= 0),
         ("training.ema", "is at least 0 and below 1", 0 <= config.training.ema < 1),
+        ("training.checkpoint_steps", "is at least 0", config.training.checkpoint_steps >= 0),
     ]
 
 

@@ -216,6 +216,10 @@ class Training:
     class_mapping: dict[str, str] = field(default_factory=dict)  # each class's name in `weights`, or ""
     backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file
     evaluate_every: int = 1  # epochs between COCO scores on the validation set
+    checkpoint_steps: int = (
+        0  # from one checkpoint within an epoch to the next; 0: at the ends of epochs only
+    )
+    tensorboard: bool = False  # also write what TensorBoard shows; needs the extra
     seed: int = 0
     output: str = "runs/mask_rcnn"  # folder of checkpoints, logs and scores
 

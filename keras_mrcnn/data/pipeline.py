@@ -26,7 +26,9 @@ def trainable(records):
     return [record for record in records if (~record.crowd).any()]
 
 
-def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
+def training_dataset(
+    records, data_config, input_config, seed=0, first_epoch=0, first_batch=0, workers=1, worker=0
+):
     """Shuffled and augmented batches; every iteration over the dataset is the next epoch.
 
     An epoch holds every trainable image once. Batches hold images of one orientation (wide or tall), except
@@ -36,28 +38,48 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
 
     Args:
         records: list of `Record`; those without an object to learn from are not used (see `trainable`).
-        data_config: `config.Data`.
+        data_config: `config.Data`; `batch_size` counts the images of all workers.
         input_config: `config.Input`; caps the long edge.
         seed: integer, at least 0.
         first_epoch: number of the epoch that the first iteration gives.
+        first_batch: batches of that epoch that are passed over, without reading their images. The dataset is
+            then the rest of that epoch and is iterated once; the epochs after it take another dataset.
+        workers: number of workers that train together, a divisor of the batch size.
+        worker: which of them this is, from 0. Each gets its own part of every batch, so that the workers'
+            parts, one after the other, are the batches of one worker. Where the last batch has fewer images
+            than there are workers, some get an image of it that another has, too: all count the same steps.
 
     Returns:
-        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size).
+        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size), less
+        `first_batch`.
 
     Raises:
-        ValueError: No record has an object to learn from, or records differ in their number of keypoints.
+        ValueError: No record has an object to learn from, records differ in their number of keypoints, the
+            batch cannot be divided, or there is no such batch or worker.
     """
     records = trainable(records)
     if not records:
         raise ValueError(
             "`records` must hold at least one image with an object that is no crowd. Received none."
         )
+    batch_size, steps = data_config.batch_size, -(-len(records) // data_config.batch_size)
+    if batch_size % workers or not 0 <= worker < workers:
+        raise ValueError(
+            "`workers` must divide the batch size, and `worker` is one of them, counted from 0. Received: "
+            f"workers={workers}, worker={worker}, batch_size={batch_size}"
+        )
+    if not 0 <= first_batch < steps:
+        raise ValueError(
+            f"`first_batch` must be one of the {steps} batches of an epoch, counted from 0. "
+            f"Received: first_batch={first_batch}"
+        )
     wide = np.array([record.width >= record.height for record in records])
     epochs = itertools.count(first_epoch)
 
     def order_of_next_epoch():
         epoch = next(epochs)
-        order = epoch_order(wide, data_config.batch_size, seed, epoch).astype(np.int32)
+        order = epoch_order(wide, batch_size, seed, epoch).astype(np.int32)
+        order = worker_order(order[first_batch * batch_size :], batch_size, workers, worker)
         return order, np.full_like(order, epoch)
 
     def augment(example, index, epoch):
@@ -82,7 +104,7 @@ def training_dataset(records, data_config, input_config, seed=0, first_epoch=0):
         lambda _: tf.numpy_function(order_of_next_epoch, [], [tf.int32, tf.int32])
     )
     order = order.map(lambda *columns: [tf.ensure_shape(column, [None]) for column in columns]).unbatch()
-    return _batches(records, order, augment, data_config.batch_size)
+    return _batches(records, order, augment, batch_size // workers, steps - first_batch)
 
 
 def evaluation_dataset(records, data_config, input_config):
@@ -107,7 +129,8 @@ def evaluation_dataset(records, data_config, input_config):
         return transforms.resize(example, *edges, input_config.resize)
 
     order = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
-    return _batches(records, order, scale, data_config.batch_size)
+    steps = -(-len(records) // data_config.batch_size)
+    return _batches(records, order, scale, data_config.batch_size, steps)
 
 
 def epoch_order(wide, batch_size, seed, epoch):
@@ -136,8 +159,28 @@ def epoch_order(wide, batch_size, seed, epoch):
     return np.concatenate([*batches, leftovers[whole:]]).astype(np.int64)
 
 
-def _batches(records, order, transform, batch_size):
-    """Maps an order of record indices to padded batches; `transform(example, *order element)` augments."""
+def worker_order(order, batch_size, workers, worker):
+    """One worker's part of an epoch.
+
+    Args:
+        order: int `[N]`, of which consecutive runs of `batch_size` are the batches of all workers.
+        batch_size: images in a batch, a multiple of `workers`.
+        workers, worker: how many there are, and which this is, from 0.
+
+    Returns:
+        int `[M]`, of which consecutive runs of `batch_size / workers` are the batches of this worker.
+    """
+    whole = len(order) // batch_size * batch_size
+    last = order[whole:]
+    if 0 < len(last) < workers:
+        last = np.resize(last, workers)  # repeats them
+    parts = order[:whole].reshape(-1, workers, batch_size // workers)[:, worker]
+    return np.concatenate([parts.reshape(-1), np.array_split(last, workers)[worker]])
+
+
+def _batches(records, order, transform, batch_size, steps):
+    """Maps an order of record indices to `steps` padded batches; `transform(example, *order element)`
+    augments."""
     paths = tf.constant([record.path for record in records])
     most = _most_keypoints(records)
 
@@ -170,8 +213,7 @@ def _batches(records, order, transform, batch_size):
 
     batches = order.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = batches.padded_batch(batch_size)  # with 0 and False
-    cardinality = -(-len(records) // batch_size)
-    return batches.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(tf.data.AUTOTUNE)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
 
 
 def _pack(example, classes, has_mask):

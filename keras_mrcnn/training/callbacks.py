@@ -1,9 +1,8 @@
-"""What happens between epochs: COCO scores, and checkpoints to go on from."""
+"""COCO scores between epochs."""
 
 import dataclasses
 import json
 import math
-import os
 import pathlib
 
 import keras
@@ -99,67 +98,6 @@ class CocoScores(keras.callbacks.Callback):
         for kind in self.evaluator.iou_types:
             for name in ("AP", "AP50", "AP75"):
                 logs[f"val_{kind}_{name}"] = scores[kind].get(name, math.nan)
-
-
-class Checkpoints(keras.callbacks.Callback):
-    """`last.keras` after every epoch, with all that a run needs to go on, and `best.keras` by a score.
-
-    A file is complete or not there: it is written under another name first. An epoch whose loss is not finite
-    ends the run with a `FloatingPointError` and leaves the files of the epoch before.
-
-    Args:
-        folder: where they go; beside them `best.json`, the best score so far.
-        monitor: name in the logs, more is better; NaN never is.
-    """
-
-    def __init__(self, folder, monitor="val_segm_AP"):
-        super().__init__()
-        self.folder = pathlib.Path(folder)
-        self.monitor = monitor
-        noted = self.folder / "best.json"
-        self.best = json.loads(noted.read_text())[monitor] if noted.is_file() else -math.inf
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"The loss of epoch {epoch + 1} is {logs['loss']}. {self.folder / 'last.keras'} is that of "
-                "the epoch before, if there was one. Lower training.learning_rate, or set training.clip_norm."
-            )
-        self.model.epochs_done = epoch + 1
-        value = logs.get(self.monitor, math.nan)
-        if value > self.best:
-            self.best = float(value)
-            with averaged(self.model):
-                _replace(self.folder / "best.keras", self.model.save)
-            noted = json.dumps({self.monitor: self.best, "epoch": epoch + 1})
-            _replace(self.folder / "best.json", lambda path: path.write_text(noted))
-        _replace(self.folder / "last.keras", self.model.save)
-
-
-class Log(keras.callbacks.CSVLogger):
-    """`log.csv`, with the same columns for every epoch, scored or not, also after a resume.
-
-    Args:
-        path: of the file.
-        losses: names of the losses; the columns are they, their `val_` twins and the scores of `CocoScores`.
-        iou_types: what is scored, as "bbox".
-        append: bool, go on with a file that is there.
-    """
-
-    def __init__(self, path, losses, iou_types, append=False):
-        super().__init__(path, append=append)
-        scores = [f"val_{kind}_{name}" for kind in iou_types for name in ("AP", "AP50", "AP75")]
-        self.columns = [*losses, *(f"val_{name}" for name in losses), *scores]
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        self.keys = list(self.columns)
-
-
-def _replace(path, write):
-    unfinished = path.with_name("unfinished_" + path.name)
-    write(unfinished)
-    os.replace(unfinished, path)
 
 
 def write_scores(scores, path):

@@ -9,7 +9,13 @@ import tensorflow as tf
 
 from keras_mrcnn import config
 from keras_mrcnn.data.coco import load_coco
-from keras_mrcnn.data.pipeline import epoch_order, evaluation_dataset, trainable, training_dataset
+from keras_mrcnn.data.pipeline import (
+    epoch_order,
+    evaluation_dataset,
+    trainable,
+    training_dataset,
+    worker_order,
+)
 
 INPUT = config.Input(short_edge=64, long_edge=100)
 
@@ -154,6 +160,43 @@ class TestEpochs:
         assert_same(epochs[3], batches(resumed))
         assert differ(epochs[0], epochs[1])
 
+    def test_a_run_resumed_within_an_epoch(self, mixed):
+        whole = training_dataset(mixed, data(batch_size=2), INPUT)
+        epochs = [batches(whole) for _ in range(2)]
+        for skipped in (0, 1, 2):
+            rest = training_dataset(mixed, data(batch_size=2), INPUT, first_epoch=1, first_batch=skipped)
+            assert rest.cardinality() == 3 - skipped
+            assert_same(epochs[1][skipped:], batches(rest))
+        with pytest.raises(ValueError, match="one of the 3 batches .* first_batch=3"):
+            training_dataset(mixed, data(batch_size=2), INPUT, first_batch=3)
+
+    def test_batches_passed_over_are_not_read(self, mixed):
+        settings = data(batch_size=1)
+        first = image_numbers(batches(training_dataset(mixed, settings, INPUT))[0])[0]
+        broken = [dataclasses.replace(r, path="none") if i == first else r for i, r in enumerate(mixed)]
+        assert len(batches(training_dataset(broken, settings, INPUT, first_batch=1))) == 4
+        with pytest.raises(tf.errors.NotFoundError):
+            batches(training_dataset(broken, settings, INPUT))
+
+    def test_workers_share_the_batches_of_one(self, mixed):
+        """Five images in batches of 4: two for each worker, and one image that both get."""
+        settings = data(batch_size=4, short_edges=[48], transpose=0.5)
+        both = [training_dataset(mixed, settings, INPUT, workers=2, worker=worker) for worker in (0, 1)]
+        alone = training_dataset(mixed, settings, INPUT)
+        for _ in range(3):
+            seen = batches(alone)
+            for step, parts in enumerate(zip(*map(batches, both), strict=True)):
+                images = [image for inputs, _ in parts for image in inputs["images"]]
+                assert len(images) == (4, 2)[step]
+                for one, other in zip(seen[step][0]["images"], images):  # noqa: B905 the last is there twice
+                    size = np.minimum(one.shape, other.shape)
+                    np.testing.assert_array_equal(one[: size[0], : size[1]], other[: size[0], : size[1]])
+        rest = training_dataset(mixed, settings, INPUT, first_batch=1, workers=2, worker=1)
+        assert_same(batches(training_dataset(mixed, settings, INPUT, workers=2, worker=1))[1:], batches(rest))
+        for workers, worker in ((3, 0), (2, 2), (2, -1)):
+            with pytest.raises(ValueError, match=f"workers={workers}, worker={worker}, batch_size=4"):
+                training_dataset(mixed, settings, INPUT, workers=workers, worker=worker)
+
     def test_evaluation_is_the_same_each_time(self, mixed):
         dataset = evaluation_dataset(mixed, data(), INPUT)
         assert_same(batches(dataset), batches(dataset))
@@ -206,6 +249,18 @@ class TestOrder:
         groups = np.arange(20) % 3 == 0
         orders = {tuple(epoch_order(groups, 4, seed, epoch)) for seed in range(5) for epoch in range(5)}
         assert len(orders) == 25
+
+    @pytest.mark.parametrize(("last", "expected"), [(0, [0, 0, 0]), (1, [1, 1, 1]), (4, [2, 1, 1])])
+    def test_workers_by_hand(self, last, expected):
+        order = np.arange(12 + last) + 100
+        parts = [worker_order(order, 6, 3, worker) for worker in range(3)]
+        assert [list(part[:4]) for part in parts] == [
+            [100, 101, 106, 107],
+            [102, 103, 108, 109],
+            [104, 105, 110, 111],
+        ]
+        assert [len(part) - 4 for part in parts] == expected
+        assert set(np.concatenate(parts)) == set(order)
 
 
 class TestExtremes:
