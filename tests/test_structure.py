@@ -25,7 +25,7 @@ ARROWS = {
     "config": (),
     "geometry": (),
     "ops": ("geometry",),
-    "data": ("config", "geometry"),
+    "data": ("config", "geometry", "ops"),
     "conv_norm": (),
     "residual": ("conv_norm",),
     "backbones": ("config", "conv_norm", "residual"),

@@ -18,7 +18,10 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mrcnn.data import images, masks, transforms
+from keras_mrcnn.data import images, transforms
+from keras_mrcnn.data.objects import Objects
+
+PREFETCH = 2  # batches that wait, finished, for the training step
 
 
 def trainable(records):
@@ -182,50 +185,35 @@ def _batches(records, order, transform, batch_size, steps):
     """Maps an order of record indices to `steps` padded batches; `transform(example, *order element)`
     augments."""
     paths = tf.constant([record.path for record in records])
-    most = _most_keypoints(records)
+    objects = Objects(records)
 
     def load(*element):
         index = element[0]
-        types = {"boxes": tf.float32, "classes": tf.int32, "masks": tf.uint8, "has_mask": tf.bool}
-        types |= {"size": tf.int32, "keypoints": tf.float32, "mirrored": tf.int32}
-        objects = tf.numpy_function(
-            lambda i: _objects(records[i], most), [index], list(types.values()), stateful=False
-        )
-        objects = dict(zip(types, objects, strict=True))
         image = images.decode(tf.io.read_file(paths[index]))
         message = (
             "The size of an image is not that of its record: load the data set again with check_images=True."
         )
-        check = tf.debugging.assert_equal(tf.shape(image)[:2], objects["size"], message=message, summarize=2)
+        size = tf.shape(image)[:2]
+        check = tf.debugging.assert_equal(size, objects.sizes[index], message=message, summarize=2)
         with tf.control_dependencies([check]):
             image = tf.identity(image)
-        example = {
-            "image": image,
-            "boxes": tf.ensure_shape(objects["boxes"], [None, 4]),
-            "masks": tf.ensure_shape(objects["masks"], [None, masks.CROP_SIZE, masks.CROP_SIZE]),
-        }
-        if most:
-            example["keypoints"] = tf.ensure_shape(objects["keypoints"], [None, most, 3])
-            example["mirrored"] = tf.ensure_shape(objects["mirrored"], [None, most])
-        example = transform(example, *element)
-        classes, has_mask = (tf.ensure_shape(objects[name], [None]) for name in ("classes", "has_mask"))
-        return _pack(example, classes, has_mask)
+        return _pack(transform({"image": image, **objects.of(index)}, *element))
 
     batches = order.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = batches.padded_batch(batch_size)  # with 0 and False
-    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(PREFETCH)
 
 
-def _pack(example, classes, has_mask):
+def _pack(example):
     """One unbatched element; an image without objects gets one column of padding."""
-    image = example["image"]
+    image, classes = example["image"], example["classes"]
     inputs = {"images": images.pad_to_stride(image), "image_sizes": tf.shape(image)[:2]}
     targets = {
         "boxes": example["boxes"],
         "classes": classes,
         "valid": tf.ones_like(classes, tf.bool),
         "masks": example["masks"],
-        "has_mask": has_mask,
+        "has_mask": tf.reduce_any(example["masks"] > 0, axis=[1, 2]),
     }
     if "keypoints" in example:
         targets["keypoints"] = example["keypoints"]
@@ -233,29 +221,3 @@ def _pack(example, classes, has_mask):
     for name, value in targets.items():
         targets[name] = tf.pad(value, [[0, missing]] + [[0, 0]] * (value.shape.rank - 1))
     return inputs, targets
-
-
-def _most_keypoints(records):
-    """K of records with keypoints, 0 when none has any."""
-    numbers = {record.keypoints.shape[1] for record in records if record.keypoints is not None}
-    if len(numbers) > 1:
-        raise ValueError(
-            "`records` must be of one data set, or of data sets that were loaded with the same categories. "
-            f"Received: records with {', '.join(map(str, sorted(numbers)))} keypoints"
-        )
-    return max(numbers, default=0)
-
-
-def _objects(record, most_keypoints):
-    """What `_batches` needs of the objects that are no crowds, in its order; and the image's size."""
-    chosen = np.flatnonzero(~record.crowd)
-    crops = np.zeros((len(chosen), masks.CROP_SIZE, masks.CROP_SIZE), np.uint8)
-    for crop, index in zip(crops, chosen, strict=True):
-        crop[:] = masks.object_crop(record.segmentations[index], record.boxes[index])
-    size = np.array([record.height, record.width], np.int32)
-    keypoints = np.zeros((len(chosen), most_keypoints, 3), np.float32)
-    mirrored = np.tile(np.arange(most_keypoints, dtype=np.int32), (len(chosen), 1))
-    if record.keypoints is not None:
-        keypoints, mirrored = record.keypoints[chosen], record.mirrored[chosen]
-    has_mask = crops.any(axis=(1, 2))
-    return record.boxes[chosen], record.classes[chosen], crops, has_mask, size, keypoints, mirrored
