@@ -9,7 +9,7 @@ import keras
 from keras_mrcnn import config as configs
 from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
-from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
+from keras_mrcnn.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
@@ -35,7 +35,7 @@ def run(config, resume=False, callbacks=()):
 
     learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")
-    steps = -(-len(trainable(learn.records)) // data.batch_size)
+    steps = steps_per_epoch(learn.records, data)
     model = _compiled_model(config, learn.categories, steps, output / "last.keras" if resume else None)
     first_epoch = model.epochs_done
 

@@ -18,7 +18,8 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mrcnn.data import images, transforms
+from keras_mrcnn.data import images, order, transforms
+from keras_mrcnn.data.augment import Augmentation
 from keras_mrcnn.data.objects import Objects
 
 PREFETCH = 2  # batches that wait, finished, for the training step
@@ -29,15 +30,24 @@ def trainable(records):
     return [record for record in records if (~record.crowd).any()]
 
 
+def steps_per_epoch(records, data_config):
+    """Batches of an epoch of `training_dataset`."""
+    factors = order.repeat_factors(trainable(records), data_config.repeat_threshold)
+    return -(-len(order.epoch_images(factors, 0, 0)[0]) // data_config.batch_size)
+
+
 def training_dataset(
     records, data_config, input_config, seed=0, first_epoch=0, first_batch=0, workers=1, worker=0
 ):
     """Shuffled and augmented batches; every iteration over the dataset is the next epoch.
 
-    An epoch holds every trainable image once. Batches hold images of one orientation (wide or tall), except
-    those filled with what the two groups leave over; only the last batch may be smaller. Order and
-    augmentation are functions of (seed, epoch, image) alone: a dataset made with `first_epoch=k` repeats what
-    an uninterrupted run saw from epoch k on.
+    An epoch holds every trainable image once, or more often where `data_config.repeat_threshold` asks for it.
+    Batches hold images of one orientation (wide or tall), except those filled with what the two groups leave
+    over; only the last batch may be smaller. Order and augmentation are functions of (seed, epoch, image)
+    alone: a dataset made with `first_epoch=k` repeats what an uninterrupted run saw from epoch k on.
+
+    Memory: besides the records and `Objects`, `PREFETCH` finished batches and the one that is being put
+    together, and for each core two images in the making.
 
     Args:
         records: list of `Record`; those without an object to learn from are not used (see `trainable`).
@@ -53,8 +63,7 @@ def training_dataset(
             than there are workers, some get an image of it that another has, too: all count the same steps.
 
     Returns:
-        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size), less
-        `first_batch`.
+        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of `steps_per_epoch` less `first_batch`.
 
     Raises:
         ValueError: No record has an object to learn from, records differ in their number of keypoints, the
@@ -65,7 +74,30 @@ def training_dataset(
         raise ValueError(
             "`records` must hold at least one image with an object that is no crowd. Received none."
         )
-    batch_size, steps = data_config.batch_size, -(-len(records) // data_config.batch_size)
+    batch_size, steps = data_config.batch_size, steps_per_epoch(records, data_config)
+    _check_part(first_batch, steps, workers, worker, batch_size)
+    wide = np.array([record.width >= record.height for record in records])
+    factors = order.repeat_factors(records, data_config.repeat_threshold)
+    epochs = itertools.count(first_epoch)
+
+    def next_epoch():
+        epoch = next(epochs)
+        index, copy = order.epoch_images(factors, seed, epoch)
+        chosen = order.epoch_order(wide[index], batch_size, seed, epoch)[first_batch * batch_size :]
+        chosen = order.worker_order(chosen, batch_size, workers, worker)
+        return index[chosen], np.full(len(chosen), epoch, np.int32), copy[chosen]
+
+    # Not `from_generator`: with it TensorFlow gives memory that is free back to the system at once, and steps
+    # take up to twice as long.
+    elements = tf.data.Dataset.from_tensors(0).map(
+        lambda _: tf.numpy_function(next_epoch, [], [tf.int32, tf.int32, tf.int32])
+    )
+    elements = elements.map(lambda *columns: [tf.ensure_shape(column, [None]) for column in columns])
+    augmentation = Augmentation(data_config, input_config, seed, len(records))
+    return _batches(records, elements.unbatch(), augmentation, batch_size // workers, steps - first_batch)
+
+
+def _check_part(first_batch, steps, workers, worker, batch_size):
     if batch_size % workers or not 0 <= worker < workers:
         raise ValueError(
             "`workers` must divide the batch size, and `worker` is one of them, counted from 0. Received: "
@@ -76,38 +108,6 @@ def training_dataset(
             f"`first_batch` must be one of the {steps} batches of an epoch, counted from 0. "
             f"Received: first_batch={first_batch}"
         )
-    wide = np.array([record.width >= record.height for record in records])
-    epochs = itertools.count(first_epoch)
-
-    def order_of_next_epoch():
-        epoch = next(epochs)
-        order = epoch_order(wide, batch_size, seed, epoch).astype(np.int32)
-        order = worker_order(order[first_batch * batch_size :], batch_size, workers, worker)
-        return order, np.full_like(order, epoch)
-
-    def augment(example, index, epoch):
-        draw = tf.random.split(
-            tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]), index), 4
-        )
-        mirrors = (
-            (transforms.horizontal_flip, data_config.flip, draw[0]),
-            (transforms.vertical_flip, data_config.vertical_flip, draw[1]),
-            (transforms.transpose, data_config.transpose, draw[3]),
-        )
-        for transform, probability, key in mirrors:
-            if probability > 0:
-                example = transforms.randomly(transform, example, probability, key)
-        return transforms.random_resize(
-            example, list(data_config.short_edges), input_config.long_edge, draw[2], input_config.resize
-        )
-
-    # Not `from_generator`: with it TensorFlow gives memory that is free back to the system at once, and steps
-    # take up to twice as long.
-    order = tf.data.Dataset.from_tensors(0).map(
-        lambda _: tf.numpy_function(order_of_next_epoch, [], [tf.int32, tf.int32])
-    )
-    order = order.map(lambda *columns: [tf.ensure_shape(column, [None]) for column in columns]).unbatch()
-    return _batches(records, order, augment, batch_size // workers, steps - first_batch)
 
 
 def evaluation_dataset(records, data_config, input_config):
@@ -127,68 +127,21 @@ def evaluation_dataset(records, data_config, input_config):
     if not records:
         raise ValueError("`records` must hold at least one image. Received none.")
 
-    def scale(example, index):
+    def scale(read, index):
         edges = input_config.short_edge, input_config.long_edge
-        return transforms.resize(example, *edges, input_config.resize)
+        return transforms.resize(read(index), *edges, input_config.resize)
 
-    order = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
+    elements = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
     steps = -(-len(records) // data_config.batch_size)
-    return _batches(records, order, scale, data_config.batch_size, steps)
+    return _batches(records, elements, scale, data_config.batch_size, steps)
 
 
-def epoch_order(wide, batch_size, seed, epoch):
-    """Order of the images in one epoch, so that consecutive runs of `batch_size` are the batches.
-
-    Args:
-        wide: bool `[N]`, the group of each image.
-        batch_size: images in a batch.
-        seed, epoch: integers, at least 0; the order depends on nothing else.
-
-    Returns:
-        int `[N]`, a permutation. Batches are of one group as far as the groups go; what is left over is mixed
-        in further batches; all are shuffled, the partial one comes last.
-    """
-    random = np.random.default_rng([seed, epoch])
-    full, leftovers = [], []
-    for group in (np.flatnonzero(wide), np.flatnonzero(~wide)):
-        random.shuffle(group)
-        whole = len(group) // batch_size * batch_size
-        full += list(group[:whole].reshape(-1, batch_size))
-        leftovers += list(group[whole:])
-    leftovers = random.permutation(np.array(leftovers, np.int64))
-    whole = len(leftovers) // batch_size * batch_size
-    full += list(leftovers[:whole].reshape(-1, batch_size))
-    batches = [full[position] for position in random.permutation(len(full))]
-    return np.concatenate([*batches, leftovers[whole:]]).astype(np.int64)
-
-
-def worker_order(order, batch_size, workers, worker):
-    """One worker's part of an epoch.
-
-    Args:
-        order: int `[N]`, of which consecutive runs of `batch_size` are the batches of all workers.
-        batch_size: images in a batch, a multiple of `workers`.
-        workers, worker: how many there are, and which this is, from 0.
-
-    Returns:
-        int `[M]`, of which consecutive runs of `batch_size / workers` are the batches of this worker.
-    """
-    whole = len(order) // batch_size * batch_size
-    last = order[whole:]
-    if 0 < len(last) < workers:
-        last = np.resize(last, workers)  # repeats them
-    parts = order[:whole].reshape(-1, workers, batch_size // workers)[:, worker]
-    return np.concatenate([parts.reshape(-1), np.array_split(last, workers)[worker]])
-
-
-def _batches(records, order, transform, batch_size, steps):
-    """Maps an order of record indices to `steps` padded batches; `transform(example, *order element)`
-    augments."""
+def _batches(records, elements, transform, batch_size, steps):
+    """`steps` padded batches of `transform(read, *element)`; `read` gives the example of an index."""
     paths = tf.constant([record.path for record in records])
     objects = Objects(records)
 
-    def load(*element):
-        index = element[0]
+    def read(index):
         image = images.decode(tf.io.read_file(paths[index]))
         message = (
             "The size of an image is not that of its record: load the data set again with check_images=True."
@@ -196,10 +149,13 @@ def _batches(records, order, transform, batch_size, steps):
         size = tf.shape(image)[:2]
         check = tf.debugging.assert_equal(size, objects.sizes[index], message=message, summarize=2)
         with tf.control_dependencies([check]):
-            image = tf.identity(image)
-        return _pack(transform({"image": image, **objects.of(index)}, *element))
+            return {"image": tf.identity(image), **objects.of(index)}
 
-    batches = order.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = elements.map(
+        lambda *element: _pack(transform(read, *element)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     batches = batches.padded_batch(batch_size)  # with 0 and False
     return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(PREFETCH)
 
