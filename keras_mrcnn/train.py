@@ -10,6 +10,7 @@ from keras_mrcnn import config as configs
 from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
 from keras_mrcnn.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
+from keras_mrcnn.data.shards import is_shards
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
@@ -104,6 +105,8 @@ def _output_folder(config, resume):
     """The folder of a run, made; checked against what is in it already, before anything slow."""
     needed = ["train_annotations", "train_images"] + ["val_images"] * bool(config.data.val_annotations)
     for key in needed:
+        if is_shards(getattr(config.data, key.replace("images", "annotations"))):
+            continue
         if not getattr(config.data, key):
             raise ValueError(f"`data.{key}` says where the data is. It is empty: add data.{key}=PATH.")
     output = pathlib.Path(config.training.output)

@@ -182,8 +182,8 @@ class Data:
     """Where the images and labels are, and how they are fed."""
 
     format: str = "coco"  # coco | cityscapes: its folder as `..._images`, a split's name as `..._annotations`
-    train_annotations: str = ""  # COCO json
-    train_images: str = ""  # folder that its `file_name`s are relative to
+    train_annotations: str = ""  # COCO json, or TFRecords with the images in them: train/*.tfrecord
+    train_images: str = ""  # folder that the json's `file_name`s are relative to; none with TFRecords
     val_annotations: str = ""
     val_images: str = ""
     batch_size: int = 2

@@ -18,7 +18,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mrcnn.data import images, order, transforms
+from keras_mrcnn.data import images, order, shards, transforms
 from keras_mrcnn.data.augment import Augmentation
 from keras_mrcnn.data.objects import Objects
 
@@ -139,10 +139,11 @@ def evaluation_dataset(records, data_config, input_config):
 def _batches(records, elements, transform, batch_size, steps):
     """`steps` padded batches of `transform(read, *element)`; `read` gives the example of an index."""
     paths = tf.constant([record.path for record in records])
+    any_shards = any(record.path != shards.file_of(record.path) for record in records)
     objects = Objects(records)
 
     def read(index):
-        image = images.decode(tf.io.read_file(paths[index]))
+        image = images.decode(shards.read_encoded(paths[index], any_shards))
         message = (
             "The size of an image is not that of its record: load the data set again with check_images=True."
         )
