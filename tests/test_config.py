@@ -58,6 +58,8 @@ def test_overrides_and_round_trip(tmp_path):
         ("data.batch_size=0", "`data.batch_size` is at least 1"),
         ("training.evaluate_every=0", "at least 1"),
         ("data.short_edges=[]", "short_edges"),
+        ("data.jitter_scales=[2.0,0.1]", "`data.jitter_scales` is two shares"),
+        ("data.copy_paste=1.5", "`data.copy_paste` is from 0 to 1"),
         ("model.backbone.name=resnet51", "is one of resnet18.*Did you mean `resnet50`"),
         ("model.backbone.dilated=true", "needs model.backbone.features=c5"),
         ("model.roi_align.operation=pool", "`model.roi_align.reduction` is maximum"),

@@ -30,6 +30,10 @@ class Objects:
 
     def __init__(self, records):
         self.records = records
+        with tf.device("CPU"):
+            self._lay_out(records)
+
+    def _lay_out(self, records):
         self.keypoint_count = _most_keypoints(records)
         chosen = [np.flatnonzero(~record.crowd) for record in records]
         pairs = list(zip(records, chosen, strict=True))

@@ -78,23 +78,27 @@ def training_dataset(
     _check_part(first_batch, steps, workers, worker, batch_size)
     wide = np.array([record.width >= record.height for record in records])
     factors = order.repeat_factors(records, data_config.repeat_threshold)
-    epochs = itertools.count(first_epoch)
 
-    def next_epoch():
-        epoch = next(epochs)
+    def images_of(epoch):
         index, copy = order.epoch_images(factors, seed, epoch)
         chosen = order.epoch_order(wide[index], batch_size, seed, epoch)[first_batch * batch_size :]
         chosen = order.worker_order(chosen, batch_size, workers, worker)
         return index[chosen], np.full(len(chosen), epoch, np.int32), copy[chosen]
 
+    augmentation = Augmentation(data_config, input_config, seed, len(records))
+    elements = _elements(images_of, first_epoch)
+    return _batches(records, elements, augmentation, batch_size // workers, steps - first_batch)
+
+
+def _elements(images_of, first_epoch):
+    """Dataset of (index, epoch, copy), int32, with the next epoch at every iteration."""
+    epochs = itertools.count(first_epoch)
     # Not `from_generator`: with it TensorFlow gives memory that is free back to the system at once, and steps
     # take up to twice as long.
-    elements = tf.data.Dataset.from_tensors(0).map(
-        lambda _: tf.numpy_function(next_epoch, [], [tf.int32, tf.int32, tf.int32])
+    columns = tf.data.Dataset.from_tensors(0).map(
+        lambda _: tf.numpy_function(lambda: images_of(next(epochs)), [], [tf.int32, tf.int32, tf.int32])
     )
-    elements = elements.map(lambda *columns: [tf.ensure_shape(column, [None]) for column in columns])
-    augmentation = Augmentation(data_config, input_config, seed, len(records))
-    return _batches(records, elements.unbatch(), augmentation, batch_size // workers, steps - first_batch)
+    return columns.map(lambda *one: [tf.ensure_shape(column, [None]) for column in one]).unbatch()
 
 
 def _check_part(first_batch, steps, workers, worker, batch_size):

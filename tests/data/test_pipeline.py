@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from keras_mrcnn import config
 from keras_mrcnn.data.coco import load_coco
-from keras_mrcnn.data.order import epoch_images, epoch_order, repeat_factors, worker_order
-from keras_mrcnn.data.pipeline import evaluation_dataset, steps_per_epoch, trainable, training_dataset
+from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
 
 INPUT = config.Input(short_edge=64, long_edge=100)
 
@@ -33,27 +32,6 @@ def differ(a, b):
         x["images"].shape != y["images"].shape or (x["images"] != y["images"]).any()
         for (x, _), (y, _) in zip(a, b, strict=True)
     )
-
-
-@pytest.fixture
-def mixed(coco_folder):
-    """Seven images, wide and tall in turn, each of its own grey; 5 has only a crowd, 6 nothing."""
-    sizes = {f"{i}.png": (30, 40) if i % 2 == 0 else (40, 30) for i in range(7)}
-    images = [
-        {"id": i, "file_name": f"{i}.png", "height": s[0], "width": s[1]}
-        for i, s in enumerate(sizes.values())
-    ]
-    box, mask = [4, 6, 10, 12], [[4, 6, 14, 6, 14, 18, 4, 18]]
-    shared = {"category_id": 3, "bbox": box, "area": 120}
-    annotations = [{"image_id": i, "id": i, "segmentation": mask, **shared} for i in range(5)]
-    annotations += [{"image_id": 1, "id": 10, "segmentation": [], **shared}]
-    annotations += [{"image_id": 1, "id": 11, "segmentation": mask, "iscrowd": 1, **shared}]
-    annotations += [{"image_id": 5, "id": 12, "segmentation": mask, "iscrowd": 1, **shared}]
-    files = coco_folder(annotations, images, sizes=sizes)
-    for i, size in enumerate(sizes.values()):
-        pixels = np.full((*size, 3), 10 * i + 10, np.uint8)
-        tf.io.write_file(str(files[1] / f"{i}.png"), tf.io.encode_png(pixels))
-    return load_coco(*files, invalid="error").records
 
 
 def image_numbers(batch):
@@ -224,133 +202,6 @@ class TestEpochs:
         record = dataclasses.replace(mixed[0], height=31)
         with pytest.raises(tf.errors.InvalidArgumentError, match="check_images"):
             batches(evaluation_dataset([record], data(), INPUT))
-
-
-class TestOrder:
-    @pytest.mark.parametrize(("wide", "tall"), [(10, 10), (13, 6), (0, 7), (5, 0), (1, 1), (17, 3), (1, 0)])
-    @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
-    def test_groups(self, wide, tall, batch_size):
-        groups = np.random.default_rng(1).permutation([True] * wide + [False] * tall)
-        for epoch in range(5):
-            order = epoch_order(groups, batch_size, 0, epoch)
-            np.testing.assert_array_equal(np.sort(order), np.arange(wide + tall))
-            chunks = [groups[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
-            mixed = sum(0 < chunk.sum() < len(chunk) for chunk in chunks)
-            left_over = wide % batch_size + tall % batch_size
-            assert mixed <= -(-left_over // batch_size)
-            np.testing.assert_array_equal(order, epoch_order(groups, batch_size, 0, epoch))
-
-    def test_epochs_and_seeds_differ(self):
-        groups = np.arange(20) % 3 == 0
-        orders = {tuple(epoch_order(groups, 4, seed, epoch)) for seed in range(5) for epoch in range(5)}
-        assert len(orders) == 25
-
-    @pytest.mark.parametrize(("last", "expected"), [(0, [0, 0, 0]), (1, [1, 1, 1]), (4, [2, 1, 1])])
-    def test_workers_by_hand(self, last, expected):
-        order = np.arange(12 + last) + 100
-        parts = [worker_order(order, 6, 3, worker) for worker in range(3)]
-        assert [list(part[:4]) for part in parts] == [
-            [100, 101, 106, 107],
-            [102, 103, 108, 109],
-            [104, 105, 110, 111],
-        ]
-        assert [len(part) - 4 for part in parts] == expected
-        assert set(np.concatenate(parts)) == set(order)
-
-
-class TestAugmentation:
-    """The values of the config, through the whole pipeline."""
-
-    EVERYTHING = dict(
-        jitter_scales=[0.1, 2.0],
-        crop_size=96,
-        copy_paste=0.7,
-        brightness=0.2,
-        contrast=0.2,
-        saturation=0.2,
-        hue=0.1,
-        transpose=0.5,
-    )
-
-    def test_all_at_once(self, coco_sample):
-        """Fixed frames, boxes inside, the same again; an image may be left without an object."""
-        settings = data(batch_size=4, **self.EVERYTHING)
-        first = batches(training_dataset(coco_sample.records[:12], settings, INPUT))
-        assert_same(first, batches(training_dataset(coco_sample.records[:12], settings, INPUT)))
-        for inputs, targets in first:
-            assert inputs["images"].shape[1:] == (96, 96, 3) and (inputs["image_sizes"] == 96).all()
-            boxes = targets["boxes"][targets["valid"]]
-            assert (boxes >= 0).all() and (boxes <= 96).all() and (boxes[:, 2:] > boxes[:, :2]).all()
-            assert targets["valid"].shape == targets["classes"].shape == targets["has_mask"].shape
-
-    @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-    def test_colours_leave_the_rest(self, coco_sample, name):
-        records, settings = coco_sample.records[:4], data(short_edges=[64], batch_size=2)
-        plain = batches(training_dataset(records, settings, INPUT))
-        changed = batches(
-            training_dataset(records, data(short_edges=[64], batch_size=2, **{name: 0.5}), INPUT)
-        )
-        assert differ(plain, changed)
-        assert_same([targets for _, targets in plain], [targets for _, targets in changed])
-
-    def test_pasted_objects_come_from_another_image(self, mixed):
-        """Each image has a grey of its own, and all have their object at the same place."""
-        settings = data(batch_size=1, flip=0.0, short_edges=[300], copy_paste=1.0)
-        pasted = 0
-        for inputs, targets in batches(training_dataset(mixed, settings, config.Input(long_edge=400))):
-            height, width = inputs["image_sizes"][0]
-            greys = np.unique(inputs["images"][0, :height, :width])
-            pasted += len(greys) > 1
-            assert set(greys) <= {10, 20, 30, 40, 50} and targets["valid"].all()
-        assert pasted
-
-
-class TestRepeats:
-    def test_factors_by_hand(self, mixed):
-        records = [dataclasses.replace(record) for record in trainable(mixed)[:4]]
-        for record, classes in zip(records, ([0], [0, 1, 9], [0], [0]), strict=True):
-            object.__setattr__(record, "classes", np.array(classes, np.int32))
-        # category 0 is in all four images, 1 in one of them, 9 is that of a crowd: sqrt(0.5 / 0.25)
-        np.testing.assert_allclose(repeat_factors(records, 0.5), [1, 2**0.5, 1, 1])
-        np.testing.assert_array_equal(repeat_factors(records, 0.0), [1, 1, 1, 1])
-        assert len(repeat_factors([], 0.5)) == 0
-
-    @pytest.mark.parametrize("factors", [[1, 1, 1], [2.5, 1, 1.25, 1.1], [1.2] * 50, [3, 2], [1 + 1e-12, 1]])
-    def test_epochs(self, factors):
-        factors = np.array(factors, np.float64)
-        counts = np.zeros(len(factors))
-        for epoch in range(400):
-            index, copy = epoch_images(factors, 3, epoch)
-            again = epoch_images(factors, 3, epoch)
-            np.testing.assert_array_equal(index, again[0])
-            assert len(index) == np.ceil(factors.sum() - 1e-9)
-            own = np.bincount(index, minlength=len(factors))
-            assert (own >= np.floor(factors)).all()
-            assert sorted(zip(index, copy, strict=True)) == [
-                (i, c) for i, n in enumerate(own) for c in range(n)
-            ]
-            counts += own
-        scale = np.ceil(factors.sum() - 1e-9) / factors.sum()
-        np.testing.assert_allclose(counts / 400, factors * scale, rtol=0.12)
-
-    def test_copies_look_different_and_epochs_keep_their_length(self, mixed):
-        records = [dataclasses.replace(record) for record in trainable(mixed)]
-        object.__setattr__(records[0], "classes", np.array([1], np.int32))
-        # 1 of 5 images: sqrt(0.8 / 0.2) = 2 times; the other category is in 4 of 5
-        settings = data(batch_size=2, repeat_threshold=0.8, short_edges=[40, 50, 60, 70], flip=0.0)
-        assert steps_per_epoch(records, settings) == 3
-        dataset, sizes = training_dataset(records, settings, INPUT), set()
-        for _ in range(4):
-            epoch = batches(dataset)
-            assert sorted(sum((image_numbers(batch) for batch in epoch), [])) == [0, 0, 1, 2, 3, 4]
-            edges = [
-                int(i["image_sizes"][k].min())
-                for i, _ in epoch
-                for k in range(2)
-                if image_numbers((i, _))[k] == 0
-            ]
-            sizes.add(edges[0] == edges[1])
-        assert False in sizes
 
 
 class TestExtremes:

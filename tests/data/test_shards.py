@@ -103,7 +103,7 @@ def test_records_of_model_garden(everything, tmp_path):
     with tf.io.TFRecordWriter(str(tmp_path / "garden.tfrecord")) as writer:
         for example in examples:
             for name in ("id", "box", "polygon/count", "polygon/size", "polygon/points", "rle", "keypoints"):
-                del example.features.feature[f"image/object/{name}"]
+                example.features.feature.pop(f"image/object/{name}", None)
             writer.write(example.SerializeToString())
     (tmp_path / "categories.json").unlink()
     again = load_coco(tmp_path / "garden.tfrecord", "")
