@@ -18,8 +18,8 @@ class Objects:
     `masks.polygon_crop`; without it, and for the images that have an RLE, Python does it, and other Python
     code waits meanwhile.
 
-    Memory: 20 bytes an object, 8 a point of a polygon (COCO's training set: 0.2 GB) and, with K keypoints,
-    16 K an object.
+    Memory: 20 bytes an object, 8 a point of a polygon (COCO's training set: about 0.2 GB, estimated) and,
+    with K keypoints, 16 K an object.
 
     Args:
         records: list of `Record`.
