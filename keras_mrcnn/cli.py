@@ -1,5 +1,5 @@
-"""The command line: `mrcnn check | train | eval | predict | export | serve | presets | convert | shapes`, and
-`build-ops | doctor` about the compiled operations.
+"""The command line: `mrcnn check | train | eval | predict | export | serve | presets | convert | shapes`,
+`data shard`, and `build-ops | doctor` about the compiled operations.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -44,6 +44,31 @@ def check(annotations, images):
 
     dataset = load_coco(annotations, images)
     click.echo(dataset.summary(examples=20))
+
+
+@main.group()
+def data():
+    """Data sets in other forms."""
+
+
+@data.command()
+@click.argument("annotations", type=_FILE)
+@click.argument("images", type=_FOLDER)
+@click.argument("output", type=click.Path(file_okay=False))
+@click.option("--shards", "count", default=16, show_default=True, type=click.IntRange(1), help="Files.")
+@click.option("--masks", is_flag=True, help="Also a PNG of each mask, for TensorFlow Model Garden.")
+def shard(annotations, images, output, count, masks):
+    """Write a COCO json and its images as TFRecords to OUTPUT, with TensorFlow Model Garden's keys.
+
+    Train on them with data.train_annotations=OUTPUT/*.tfrecord; memory: one image at a time.
+    """
+    from keras_mrcnn.data import shards
+    from keras_mrcnn.data.coco import load_coco
+
+    dataset = load_coco(annotations, images)
+    click.echo(dataset.summary())
+    shards.write_shards(dataset, output, count, masks)
+    click.echo(f"data.train_annotations='{output}/*.tfrecord'")
 
 
 @main.command()

@@ -8,15 +8,20 @@ import pathlib
 import sys
 
 import keras
-import numpy as np
-
 from keras_mrcnn import config as configs
 from keras_mrcnn import replicas
 from keras_mrcnn.data.cityscapes import load_cityscapes
 from keras_mrcnn.data.coco import load_coco
 from keras_mrcnn.data.delivery import noting
 from keras_mrcnn.data.pictures import true_and_predicted
-from keras_mrcnn.data.pipeline import epoch_order, evaluation_dataset, trainable, training_dataset
+from keras_mrcnn.data.pipeline import (
+    epoch_images,
+    evaluation_dataset,
+    steps_per_epoch,
+    trainable,
+    training_dataset,
+)
+from keras_mrcnn.data.shards import is_shards
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, LvisEvaluator, VocEvaluator
 from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
@@ -56,7 +61,7 @@ def run(config, resume=False, callbacks=(), devices=None):
 
     learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")
-    steps = -(-len(trainable(learn.records)) // data.batch_size)
+    steps = steps_per_epoch(learn.records, data)
     last = output / "last.keras" if resume else None
     with strategy.scope():
         model = _compiled_model(config, learn.categories, steps, last)
@@ -130,9 +135,9 @@ def _batch_at(records, config, epoch, batch):
     """One batch of training again: inputs, targets and the ids of its images."""
     inputs, targets = next(_endless(records, config, epoch, batch).as_numpy_iterator())
     records, size = trainable(records), config.data.batch_size
-    wide = np.array([record.width >= record.height for record in records])
-    order = epoch_order(wide, size, config.training.seed, epoch)[batch * size : (batch + 1) * size]
-    return inputs, targets, [records[index].image_id for index in order]
+    chosen, _ = epoch_images(records, config.data, config.training.seed, epoch)
+    ids = [records[index].image_id for index in chosen[batch * size : (batch + 1) * size]]
+    return inputs, targets, ids
 
 
 def _pictures(records):
@@ -215,6 +220,8 @@ def _output_folder(config, resume):
     """The folder of a run, made; checked against what is in it already, before anything slow."""
     needed = ["train_annotations", "train_images"] + ["val_images"] * bool(config.data.val_annotations)
     for key in needed:
+        if is_shards(getattr(config.data, key.replace("images", "annotations"))):
+            continue
         if not getattr(config.data, key):
             raise ValueError(f"`data.{key}` says where the data is. It is empty: add data.{key}=PATH.")
     output = pathlib.Path(config.training.output)

@@ -62,6 +62,8 @@ def test_overrides_and_round_trip(tmp_path):
         ("training.base_batch=-1", "or 0"),
         ("training.ema=1.0", "`training.ema` is at least 0 and below 1"),
         ("data.short_edges=[]", "short_edges"),
+        ("data.jitter_scales=[2.0,0.1]", "`data.jitter_scales` is two shares"),
+        ("data.copy_paste=1.5", "`data.copy_paste` is from 0 to 1"),
         ("model.backbone.name=resnet51", "is one of resnet18.*Did you mean `resnet50`"),
         ("model.backbone.dilated=true", "needs model.backbone.features=c5"),
         ("model.roi_align.operation=pool", "`model.roi_align.reduction` is maximum"),

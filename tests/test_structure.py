@@ -25,7 +25,7 @@ ARROWS = {
     "config": (),
     "geometry": (),
     "ops": ("geometry",),
-    "data": ("config", "geometry"),
+    "data": ("config", "geometry", "ops"),
     "conv_norm": (),
     "replicas": (),
     "residual": ("conv_norm",),

@@ -40,6 +40,7 @@ POSITIVE = (
     "model.rpn.convs",
     "model.mask_head.fcs",
     "data.batch_size",
+    "data.crop_size",
     "training.epochs",
     "training.evaluate_every",
     "training.accumulate",
@@ -69,7 +70,7 @@ def check(config):
 
 def _rules(config):
     """(key, what it must be, whether it is) where that is more than a choice."""
-    model, edges = config.model, config.data.short_edges
+    model, edges, jitter = config.model, config.data.short_edges, config.data.jitter_scales
     backbone, anchors, pooling = model.backbone, model.anchors, model.roi_align
     fpn, own = backbone.features == "fpn", backbone.name in RESNETS
     return [
@@ -77,6 +78,15 @@ def _rules(config):
             "data.short_edges",
             "are the lengths, in pixels, that one is drawn from for each training image",
             edges and min(edges) >= 1,
+        ),
+        (
+            "data.jitter_scales",
+            "is two shares of `data.crop_size`, the lowest above 0 first, or empty",
+            not jitter or (len(jitter) == 2 and 0 < jitter[0] <= jitter[1]),
+        ),
+        *(
+            (f"data.{name}", "is from 0 to 1", 0 <= getattr(config.data, name) <= 1)
+            for name in ("copy_paste", "brightness", "contrast", "saturation", "hue", "repeat_threshold")
         ),
         (
             "model.input.std",

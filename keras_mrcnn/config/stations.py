@@ -182,8 +182,8 @@ class Data:
     """Where the images and labels are, and how they are fed."""
 
     format: str = "coco"  # coco | cityscapes: its folder as `..._images`, a split's name as `..._annotations`
-    train_annotations: str = ""  # COCO json
-    train_images: str = ""  # folder that its `file_name`s are relative to
+    train_annotations: str = ""  # COCO json, or TFRecords with the images in them: train/*.tfrecord
+    train_images: str = ""  # folder that the json's `file_name`s are relative to; none with TFRecords
     val_annotations: str = ""
     val_images: str = ""
     batch_size: int = 2  # images in a step, of all devices together
@@ -191,6 +191,15 @@ class Data:
     flip: float = 0.5  # probability of the horizontal flip in training
     vertical_flip: float = 0.0  # probability; for pictures without an up, as under a microscope
     transpose: float = 0.0  # probability of x for y; with both flips at 0.5 every quarter turn is as likely
+    # large-scale jitter, (lowest, highest) long edge as a share of `crop_size`: [0.1, 2.0]; none: short_edges
+    jitter_scales: list[float] = _list()
+    crop_size: int = 1024  # pixels; with jitter every image is cut or padded to a square of this side
+    copy_paste: float = 0.0  # probability that objects of another image are pasted in
+    brightness: float = 0.0  # largest change, as a share of the whole range
+    contrast: float = 0.0  # largest change of the factor, as of the two below
+    saturation: float = 0.0
+    hue: float = 0.0  # largest turn, as a share of half the circle
+    repeat_threshold: float = 0.0  # images of categories in a smaller share of them are repeated; LVIS: 0.001
     invalid: str = "skip"  # skip: leave out, count and say; error: stop at the first
     check_images: bool = True  # decode every image once before training
 

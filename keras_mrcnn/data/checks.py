@@ -6,7 +6,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from keras_mrcnn.data import images, masks
+from keras_mrcnn.data import images, masks, shards
 
 
 class Broken(Exception):
@@ -27,13 +27,15 @@ def image_sizes(paths):
     Returns:
         list of the same length: `(height, width)` in pixels, or a `Broken` that says what is wrong.
     """
-    results = [None if os.path.isfile(path) else _missing(path) for path in paths]
+    results = [None if os.path.isfile(shards.file_of(path)) else _missing(path) for path in paths]
     present = [index for index, result in enumerate(results) if result is None]
     if not present:
         return results
 
+    any_shards = any(path != shards.file_of(path) for path in paths)
+
     def size(index, path):
-        return index, tf.shape(images.decode(tf.io.read_file(path)))[:2]
+        return index, tf.shape(images.decode(shards.read_encoded(path, any_shards)))[:2]
 
     dataset = tf.data.Dataset.from_tensor_slices((present, [paths[index] for index in present]))
     dataset = dataset.map(size, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
@@ -53,14 +55,15 @@ def _missing(path):
 
 def _unreadable(path):
     try:
-        tf.shape(images.decode(tf.io.read_file(path)))
+        tf.shape(images.decode(shards.read_encoded(path)))
     except tf.errors.OpError as error:
         reason = images.first_line(error.message)
     else:
         reason = "it could not be read at the first attempt"
+    size = os.path.getsize(shards.file_of(path))
     return Broken(
         "unreadable image file",
-        f"expected a complete JPEG, PNG, BMP or GIF image, but the file of {os.path.getsize(path)} bytes "
+        f"expected a complete JPEG, PNG, BMP or GIF image, but the file of {size} bytes "
         f"cannot be decoded: {reason}. Replace the file.",
     )
 

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from keras_mrcnn.data import checks
+from keras_mrcnn.data import checks, shards
 from keras_mrcnn.data.records import Category, CocoDataset, Problem, Record
 
 __all__ = ["Category", "CocoDataset", "Problem", "Record", "load_coco"]
@@ -26,8 +26,9 @@ def load_coco(annotations, images, categories=None, invalid="skip", check_images
     where the object's category names them (see `Category`); an object that has none is kept without.
 
     Args:
-        annotations: path of the COCO json.
-        images: folder that the `file_name`s of the json are relative to.
+        annotations: path of the COCO json; or of TFRecords (see `shards`), a pattern such as
+            `train/*.tfrecord`, which hold the images, too.
+        images: folder that the `file_name`s of the json are relative to; of no meaning with TFRecords.
         categories: list of `Category`, those of a model, in the order of its class index; ids and names must
             agree, and the names of keypoints where both have any. None: those of the json, ordered by id.
         invalid: "skip": leave out what is broken and list it in `skipped`; "error": raise at the first.
@@ -43,8 +44,8 @@ def load_coco(annotations, images, categories=None, invalid="skip", check_images
     if invalid not in ("skip", "error"):
         raise ValueError(f'`invalid` must be "skip" or "error". Received: invalid={invalid!r}')
     annotations, images = os.fspath(annotations), os.fspath(images)
-    content = _read_json(annotations)
-    if not os.path.isdir(images):
+    content = shards.read_shards(annotations) if shards.is_shards(annotations) else _read_json(annotations)
+    if not (os.path.isdir(images) or shards.is_shards(annotations)):
         raise ValueError(
             f"`images` must be the folder that holds the image files. There is no folder: {images}"
         )

@@ -8,6 +8,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from keras_mrcnn.ops import library
+
 STRIDE = 32  # pixels; the coarsest backbone stage, height and width of a batch are multiples of it
 
 
@@ -77,7 +79,7 @@ def network_size(height, width, short_edge, long_edge, rule="pillow"):
 
 
 def resize(image, size, rule="pillow"):
-    """Bilinear resize.
+    """Bilinear resize. With "pillow" the compiled operation where there is one, which gives the same bits.
 
     Args:
         image: uint8 `[H, W, 3]`.
@@ -90,6 +92,9 @@ def resize(image, size, rule="pillow"):
     """
     if rule == "plain":
         return tf.image.resize(image, size, method="bilinear")
+    module = library.choice().module
+    if module:
+        return module.keras_mrcnn_resize(image=image, size=size)
     resized = tf.image.resize(image, size, method="bilinear", antialias=True)
     return tf.saturate_cast(tf.round(resized), tf.uint8)
 

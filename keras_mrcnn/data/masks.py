@@ -34,7 +34,8 @@ def polygon_crop(polygons, box, size=CROP_SIZE):
     """Crop of polygons: moved and scaled into the crop, then rasterised there by COCO's own routine.
 
     Args:
-        polygons: list of `[x1, y1, x2, y2, ...]`, source pixels; the object is their union.
+        polygons: list of `[x1, y1, x2, y2, ...]`, source pixels, taken as float32, as they are in TFRecords
+            and in the compiled operation; the object is their union.
         box: float `[4]`, (x1, y1, x2, y2), source pixels, of positive area.
         size: side of the crop.
 
@@ -44,7 +45,7 @@ def polygon_crop(polygons, box, size=CROP_SIZE):
     x1, y1, x2, y2 = (float(value) for value in box)
     scaled = []
     for polygon in polygons:
-        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+        points = np.asarray(polygon, np.float32).astype(np.float64).reshape(-1, 2)
         points = (points - (x1, y1)) * (size / (x2 - x1), size / (y2 - y1))
         if points.min() < -size or points.max() > 2 * size:
             points = _clip_polygon(

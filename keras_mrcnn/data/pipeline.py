@@ -18,7 +18,11 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mrcnn.data import images, masks, transforms
+from keras_mrcnn.data import images, order, shards, transforms
+from keras_mrcnn.data.augment import Augmentation
+from keras_mrcnn.data.objects import Objects
+
+PREFETCH = 2  # batches that wait, finished, for the training step
 
 
 def trainable(records):
@@ -26,15 +30,41 @@ def trainable(records):
     return [record for record in records if (~record.crowd).any()]
 
 
+def steps_per_epoch(records, data_config):
+    """Batches of an epoch of `training_dataset`."""
+    factors = order.repeat_factors(trainable(records), data_config.repeat_threshold)
+    return -(-len(order.epoch_images(factors, 0, 0)[0]) // data_config.batch_size)
+
+
+def epoch_images(records, data_config, seed, epoch):
+    """The images of one epoch in the order of its batches, each with its number among the image's own.
+
+    Args:
+        records: list of `Record`, all of them `trainable`.
+        data_config, seed: as for `training_dataset`.
+        epoch: integer, at least 0.
+
+    Returns:
+        int32 `[2, M]`: index into the records, and which time the epoch has it, from 0.
+    """
+    factors = order.repeat_factors(records, data_config.repeat_threshold)
+    chosen = np.stack(order.epoch_images(factors, seed, epoch))
+    wide = np.array([record.width >= record.height for record in records])
+    return chosen[:, order.epoch_order(wide[chosen[0]], data_config.batch_size, seed, epoch)]
+
+
 def training_dataset(
     records, data_config, input_config, seed=0, first_epoch=0, first_batch=0, workers=1, worker=0
 ):
     """Shuffled and augmented batches; every iteration over the dataset is the next epoch.
 
-    An epoch holds every trainable image once. Batches hold images of one orientation (wide or tall), except
-    those filled with what the two groups leave over; only the last batch may be smaller. Order and
-    augmentation are functions of (seed, epoch, image) alone: a dataset made with `first_epoch=k` repeats what
-    an uninterrupted run saw from epoch k on.
+    An epoch holds every trainable image once, or more often where `data_config.repeat_threshold` asks for it.
+    Batches hold images of one orientation (wide or tall), except those filled with what the two groups leave
+    over; only the last batch may be smaller. Order and augmentation are functions of (seed, epoch, image)
+    alone: a dataset made with `first_epoch=k` repeats what an uninterrupted run saw from epoch k on.
+
+    Memory: besides the records and `Objects`, `PREFETCH` finished batches and the one that is being put
+    together, and for each core two images in the making.
 
     Args:
         records: list of `Record`; those without an object to learn from are not used (see `trainable`).
@@ -50,8 +80,7 @@ def training_dataset(
             than there are workers, some get an image of it that another has, too: all count the same steps.
 
     Returns:
-        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of ceil(images / batch size), less
-        `first_batch`.
+        `tf.data.Dataset` of `(inputs, targets)` with a cardinality of `steps_per_epoch` less `first_batch`.
 
     Raises:
         ValueError: No record has an object to learn from, records differ in their number of keypoints, the
@@ -62,7 +91,32 @@ def training_dataset(
         raise ValueError(
             "`records` must hold at least one image with an object that is no crowd. Received none."
         )
-    batch_size, steps = data_config.batch_size, -(-len(records) // data_config.batch_size)
+    batch_size, steps = data_config.batch_size, steps_per_epoch(records, data_config)
+    _check_part(first_batch, steps, workers, worker, batch_size)
+
+    def images_of(epoch):
+        epoch_of_all = epoch_images(records, data_config, seed, epoch)
+        rest = np.arange(first_batch * batch_size, epoch_of_all.shape[1])
+        index, copy = epoch_of_all[:, order.worker_order(rest, batch_size, workers, worker)]
+        return index, np.full_like(index, epoch), copy
+
+    augmentation = Augmentation(data_config, input_config, seed, len(records))
+    elements = _elements(images_of, first_epoch)
+    return _batches(records, elements, augmentation, batch_size // workers, steps - first_batch)
+
+
+def _elements(images_of, first_epoch):
+    """Dataset of (index, epoch, copy), int32, with the next epoch at every iteration."""
+    epochs = itertools.count(first_epoch)
+    # Not `from_generator`: with it TensorFlow gives memory that is free back to the system at once, and steps
+    # take up to twice as long.
+    columns = tf.data.Dataset.from_tensors(0).map(
+        lambda _: tf.numpy_function(lambda: images_of(next(epochs)), [], [tf.int32, tf.int32, tf.int32])
+    )
+    return columns.map(lambda *one: [tf.ensure_shape(column, [None]) for column in one]).unbatch()
+
+
+def _check_part(first_batch, steps, workers, worker, batch_size):
     if batch_size % workers or not 0 <= worker < workers:
         raise ValueError(
             "`workers` must divide the batch size, and `worker` is one of them, counted from 0. Received: "
@@ -73,38 +127,6 @@ def training_dataset(
             f"`first_batch` must be one of the {steps} batches of an epoch, counted from 0. "
             f"Received: first_batch={first_batch}"
         )
-    wide = np.array([record.width >= record.height for record in records])
-    epochs = itertools.count(first_epoch)
-
-    def order_of_next_epoch():
-        epoch = next(epochs)
-        order = epoch_order(wide, batch_size, seed, epoch).astype(np.int32)
-        order = worker_order(order[first_batch * batch_size :], batch_size, workers, worker)
-        return order, np.full_like(order, epoch)
-
-    def augment(example, index, epoch):
-        draw = tf.random.split(
-            tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]), index), 4
-        )
-        mirrors = (
-            (transforms.horizontal_flip, data_config.flip, draw[0]),
-            (transforms.vertical_flip, data_config.vertical_flip, draw[1]),
-            (transforms.transpose, data_config.transpose, draw[3]),
-        )
-        for transform, probability, key in mirrors:
-            if probability > 0:
-                example = transforms.randomly(transform, example, probability, key)
-        return transforms.random_resize(
-            example, list(data_config.short_edges), input_config.long_edge, draw[2], input_config.resize
-        )
-
-    # Not `from_generator`: with it TensorFlow gives memory that is free back to the system at once, and steps
-    # take up to twice as long.
-    order = tf.data.Dataset.from_tensors(0).map(
-        lambda _: tf.numpy_function(order_of_next_epoch, [], [tf.int32, tf.int32])
-    )
-    order = order.map(lambda *columns: [tf.ensure_shape(column, [None]) for column in columns]).unbatch()
-    return _batches(records, order, augment, batch_size // workers, steps - first_batch)
 
 
 def evaluation_dataset(records, data_config, input_config):
@@ -124,108 +146,50 @@ def evaluation_dataset(records, data_config, input_config):
     if not records:
         raise ValueError("`records` must hold at least one image. Received none.")
 
-    def scale(example, index):
+    def scale(read, index):
         edges = input_config.short_edge, input_config.long_edge
-        return transforms.resize(example, *edges, input_config.resize)
+        return transforms.resize(read(index), *edges, input_config.resize)
 
-    order = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
+    elements = tf.data.Dataset.range(len(records), output_type=tf.int32).map(lambda index: (index,))
     steps = -(-len(records) // data_config.batch_size)
-    return _batches(records, order, scale, data_config.batch_size, steps)
+    return _batches(records, elements, scale, data_config.batch_size, steps)
 
 
-def epoch_order(wide, batch_size, seed, epoch):
-    """Order of the images in one epoch, so that consecutive runs of `batch_size` are the batches.
-
-    Args:
-        wide: bool `[N]`, the group of each image.
-        batch_size: images in a batch.
-        seed, epoch: integers, at least 0; the order depends on nothing else.
-
-    Returns:
-        int `[N]`, a permutation. Batches are of one group as far as the groups go; what is left over is mixed
-        in further batches; all are shuffled, the partial one comes last.
-    """
-    random = np.random.default_rng([seed, epoch])
-    full, leftovers = [], []
-    for group in (np.flatnonzero(wide), np.flatnonzero(~wide)):
-        random.shuffle(group)
-        whole = len(group) // batch_size * batch_size
-        full += list(group[:whole].reshape(-1, batch_size))
-        leftovers += list(group[whole:])
-    leftovers = random.permutation(np.array(leftovers, np.int64))
-    whole = len(leftovers) // batch_size * batch_size
-    full += list(leftovers[:whole].reshape(-1, batch_size))
-    batches = [full[position] for position in random.permutation(len(full))]
-    return np.concatenate([*batches, leftovers[whole:]]).astype(np.int64)
-
-
-def worker_order(order, batch_size, workers, worker):
-    """One worker's part of an epoch.
-
-    Args:
-        order: int `[N]`, of which consecutive runs of `batch_size` are the batches of all workers.
-        batch_size: images in a batch, a multiple of `workers`.
-        workers, worker: how many there are, and which this is, from 0.
-
-    Returns:
-        int `[M]`, of which consecutive runs of `batch_size / workers` are the batches of this worker.
-    """
-    whole = len(order) // batch_size * batch_size
-    last = order[whole:]
-    if 0 < len(last) < workers:
-        last = np.resize(last, workers)  # repeats them
-    parts = order[:whole].reshape(-1, workers, batch_size // workers)[:, worker]
-    return np.concatenate([parts.reshape(-1), np.array_split(last, workers)[worker]])
-
-
-def _batches(records, order, transform, batch_size, steps):
-    """Maps an order of record indices to `steps` padded batches; `transform(example, *order element)`
-    augments."""
+def _batches(records, elements, transform, batch_size, steps):
+    """`steps` padded batches of `transform(read, *element)`; `read` gives the example of an index."""
     paths = tf.constant([record.path for record in records])
-    most = _most_keypoints(records)
+    any_shards = any(record.path != shards.file_of(record.path) for record in records)
+    objects = Objects(records)
 
-    def load(*element):
-        index = element[0]
-        types = {"boxes": tf.float32, "classes": tf.int32, "masks": tf.uint8, "has_mask": tf.bool}
-        types |= {"size": tf.int32, "keypoints": tf.float32, "mirrored": tf.int32}
-        objects = tf.numpy_function(
-            lambda i: _objects(records[i], most), [index], list(types.values()), stateful=False
-        )
-        objects = dict(zip(types, objects, strict=True))
-        image = images.decode(tf.io.read_file(paths[index]))
+    def read(index):
+        image = images.decode(shards.read_encoded(paths[index], any_shards))
         message = (
             "The size of an image is not that of its record: load the data set again with check_images=True."
         )
-        check = tf.debugging.assert_equal(tf.shape(image)[:2], objects["size"], message=message, summarize=2)
+        size = tf.shape(image)[:2]
+        check = tf.debugging.assert_equal(size, objects.sizes[index], message=message, summarize=2)
         with tf.control_dependencies([check]):
-            image = tf.identity(image)
-        example = {
-            "image": image,
-            "boxes": tf.ensure_shape(objects["boxes"], [None, 4]),
-            "masks": tf.ensure_shape(objects["masks"], [None, masks.CROP_SIZE, masks.CROP_SIZE]),
-        }
-        if most:
-            example["keypoints"] = tf.ensure_shape(objects["keypoints"], [None, most, 3])
-            example["mirrored"] = tf.ensure_shape(objects["mirrored"], [None, most])
-        example = transform(example, *element)
-        classes, has_mask = (tf.ensure_shape(objects[name], [None]) for name in ("classes", "has_mask"))
-        return _pack(example, classes, has_mask)
+            return {"image": tf.identity(image), **objects.of(index)}
 
-    batches = order.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = elements.map(
+        lambda *element: _pack(transform(read, *element)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
     batches = batches.padded_batch(batch_size)  # with 0 and False
-    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(PREFETCH)
 
 
-def _pack(example, classes, has_mask):
+def _pack(example):
     """One unbatched element; an image without objects gets one column of padding."""
-    image = example["image"]
+    image, classes = example["image"], example["classes"]
     inputs = {"images": images.pad_to_stride(image), "image_sizes": tf.shape(image)[:2]}
     targets = {
         "boxes": example["boxes"],
         "classes": classes,
         "valid": tf.ones_like(classes, tf.bool),
         "masks": example["masks"],
-        "has_mask": has_mask,
+        "has_mask": tf.reduce_any(example["masks"] > 0, axis=[1, 2]),
     }
     if "keypoints" in example:
         targets["keypoints"] = example["keypoints"]
@@ -233,29 +197,3 @@ def _pack(example, classes, has_mask):
     for name, value in targets.items():
         targets[name] = tf.pad(value, [[0, missing]] + [[0, 0]] * (value.shape.rank - 1))
     return inputs, targets
-
-
-def _most_keypoints(records):
-    """K of records with keypoints, 0 when none has any."""
-    numbers = {record.keypoints.shape[1] for record in records if record.keypoints is not None}
-    if len(numbers) > 1:
-        raise ValueError(
-            "`records` must be of one data set, or of data sets that were loaded with the same categories. "
-            f"Received: records with {', '.join(map(str, sorted(numbers)))} keypoints"
-        )
-    return max(numbers, default=0)
-
-
-def _objects(record, most_keypoints):
-    """What `_batches` needs of the objects that are no crowds, in its order; and the image's size."""
-    chosen = np.flatnonzero(~record.crowd)
-    crops = np.zeros((len(chosen), masks.CROP_SIZE, masks.CROP_SIZE), np.uint8)
-    for crop, index in zip(crops, chosen, strict=True):
-        crop[:] = masks.object_crop(record.segmentations[index], record.boxes[index])
-    size = np.array([record.height, record.width], np.int32)
-    keypoints = np.zeros((len(chosen), most_keypoints, 3), np.float32)
-    mirrored = np.tile(np.arange(most_keypoints, dtype=np.int32), (len(chosen), 1))
-    if record.keypoints is not None:
-        keypoints, mirrored = record.keypoints[chosen], record.mirrored[chosen]
-    has_mask = crops.any(axis=(1, 2))
-    return record.boxes[chosen], record.classes[chosen], crops, has_mask, size, keypoints, mirrored

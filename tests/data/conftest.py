@@ -53,3 +53,24 @@ def coco_folder(tmp_path):
         return path, tmp_path / "images"
 
     return write
+
+
+@pytest.fixture
+def mixed(coco_folder):
+    """Seven images, wide and tall in turn, each of its own grey; 5 has only a crowd, 6 nothing."""
+    sizes = {f"{i}.png": (30, 40) if i % 2 == 0 else (40, 30) for i in range(7)}
+    images = [
+        {"id": i, "file_name": f"{i}.png", "height": s[0], "width": s[1]}
+        for i, s in enumerate(sizes.values())
+    ]
+    box, mask = [4, 6, 10, 12], [[4, 6, 14, 6, 14, 18, 4, 18]]
+    shared = {"category_id": 3, "bbox": box, "area": 120}
+    annotations = [{"image_id": i, "id": i, "segmentation": mask, **shared} for i in range(5)]
+    annotations += [{"image_id": 1, "id": 10, "segmentation": [], **shared}]
+    annotations += [{"image_id": 1, "id": 11, "segmentation": mask, "iscrowd": 1, **shared}]
+    annotations += [{"image_id": 5, "id": 12, "segmentation": mask, "iscrowd": 1, **shared}]
+    files = coco_folder(annotations, images, sizes=sizes)
+    for i, size in enumerate(sizes.values()):
+        pixels = np.full((*size, 3), 10 * i + 10, np.uint8)
+        tf.io.write_file(str(files[1] / f"{i}.png"), tf.io.encode_png(pixels))
+    return load_coco(*files, invalid="error").records

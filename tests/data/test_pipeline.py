@@ -9,13 +9,7 @@ import tensorflow as tf
 
 from keras_mrcnn import config
 from keras_mrcnn.data.coco import load_coco
-from keras_mrcnn.data.pipeline import (
-    epoch_order,
-    evaluation_dataset,
-    trainable,
-    training_dataset,
-    worker_order,
-)
+from keras_mrcnn.data.pipeline import evaluation_dataset, trainable, training_dataset
 
 INPUT = config.Input(short_edge=64, long_edge=100)
 
@@ -38,27 +32,6 @@ def differ(a, b):
         x["images"].shape != y["images"].shape or (x["images"] != y["images"]).any()
         for (x, _), (y, _) in zip(a, b, strict=True)
     )
-
-
-@pytest.fixture
-def mixed(coco_folder):
-    """Seven images, wide and tall in turn, each of its own grey; 5 has only a crowd, 6 nothing."""
-    sizes = {f"{i}.png": (30, 40) if i % 2 == 0 else (40, 30) for i in range(7)}
-    images = [
-        {"id": i, "file_name": f"{i}.png", "height": s[0], "width": s[1]}
-        for i, s in enumerate(sizes.values())
-    ]
-    box, mask = [4, 6, 10, 12], [[4, 6, 14, 6, 14, 18, 4, 18]]
-    shared = {"category_id": 3, "bbox": box, "area": 120}
-    annotations = [{"image_id": i, "id": i, "segmentation": mask, **shared} for i in range(5)]
-    annotations += [{"image_id": 1, "id": 10, "segmentation": [], **shared}]
-    annotations += [{"image_id": 1, "id": 11, "segmentation": mask, "iscrowd": 1, **shared}]
-    annotations += [{"image_id": 5, "id": 12, "segmentation": mask, "iscrowd": 1, **shared}]
-    files = coco_folder(annotations, images, sizes=sizes)
-    for i, size in enumerate(sizes.values()):
-        pixels = np.full((*size, 3), 10 * i + 10, np.uint8)
-        tf.io.write_file(str(files[1] / f"{i}.png"), tf.io.encode_png(pixels))
-    return load_coco(*files, invalid="error").records
 
 
 def image_numbers(batch):
@@ -229,38 +202,6 @@ class TestEpochs:
         record = dataclasses.replace(mixed[0], height=31)
         with pytest.raises(tf.errors.InvalidArgumentError, match="check_images"):
             batches(evaluation_dataset([record], data(), INPUT))
-
-
-class TestOrder:
-    @pytest.mark.parametrize(("wide", "tall"), [(10, 10), (13, 6), (0, 7), (5, 0), (1, 1), (17, 3), (1, 0)])
-    @pytest.mark.parametrize("batch_size", [1, 2, 4, 20])
-    def test_groups(self, wide, tall, batch_size):
-        groups = np.random.default_rng(1).permutation([True] * wide + [False] * tall)
-        for epoch in range(5):
-            order = epoch_order(groups, batch_size, 0, epoch)
-            np.testing.assert_array_equal(np.sort(order), np.arange(wide + tall))
-            chunks = [groups[order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
-            mixed = sum(0 < chunk.sum() < len(chunk) for chunk in chunks)
-            left_over = wide % batch_size + tall % batch_size
-            assert mixed <= -(-left_over // batch_size)
-            np.testing.assert_array_equal(order, epoch_order(groups, batch_size, 0, epoch))
-
-    def test_epochs_and_seeds_differ(self):
-        groups = np.arange(20) % 3 == 0
-        orders = {tuple(epoch_order(groups, 4, seed, epoch)) for seed in range(5) for epoch in range(5)}
-        assert len(orders) == 25
-
-    @pytest.mark.parametrize(("last", "expected"), [(0, [0, 0, 0]), (1, [1, 1, 1]), (4, [2, 1, 1])])
-    def test_workers_by_hand(self, last, expected):
-        order = np.arange(12 + last) + 100
-        parts = [worker_order(order, 6, 3, worker) for worker in range(3)]
-        assert [list(part[:4]) for part in parts] == [
-            [100, 101, 106, 107],
-            [102, 103, 108, 109],
-            [104, 105, 110, 111],
-        ]
-        assert [len(part) - 4 for part in parts] == expected
-        assert set(np.concatenate(parts)) == set(order)
 
 
 class TestExtremes:
