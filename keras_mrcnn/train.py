@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 import keras
+
 from keras_mrcnn import config as configs
 from keras_mrcnn import replicas
 from keras_mrcnn.data.cityscapes import load_cityscapes
