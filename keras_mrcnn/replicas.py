@@ -164,5 +164,11 @@ def logged(value):
     return tf.reshape(value, [1]) if _several_workers(tf.distribute.get_strategy()) else value
 
 
+def meet(strategy):
+    """Wait for all workers: the others take one that has left for one that has crashed."""
+    if _several_workers(strategy):
+        strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.constant(1.0)), axis=None)
+
+
 def _several_workers(strategy):
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
