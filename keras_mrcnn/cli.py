@@ -357,9 +357,8 @@ def shapes(folder, train_images, val_images, seed):
     from keras_mrcnn.data.shapes import make_shapes
 
     paths = make_shapes(folder, train_images, val_images, seed=seed)
-    click.echo(
-        "mrcnn train shapes_r18_fpn " + " ".join(f"data.{name}={path}" for name, path in paths.items())
-    )
+    given = " ".join(f"data.{name}={path}" for name, path in paths.items())
+    click.echo(f"mrcnn train shapes_r18_fpn {given}")
 
 
 @main.command()
@@ -396,8 +395,6 @@ def _image_files(paths):
     """The files, and the pictures in the folders, in order."""
     files = []
     for path in map(pathlib.Path, paths):
-        inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURES) if path.is_dir() else [path]
-        )
-        files += inside
+        folder = path.is_dir()
+        files += sorted(p for p in path.iterdir() if p.suffix.lower() in _PICTURES) if folder else [path]
     return files

@@ -164,6 +164,12 @@ def logged(value):
     return tf.reshape(value, [1]) if several_workers(tf.distribute.get_strategy()) else value
 
 
+def meet(strategy):
+    """Wait for all workers: the others take one that has left for one that has crashed."""
+    if several_workers(strategy):
+        strategy.reduce(tf.distribute.ReduceOp.SUM, strategy.run(lambda: tf.constant(1.0)), axis=None)
+
+
 def several_workers(strategy):
     """Whether processes train together, as `TF_CONFIG` says."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

@@ -105,7 +105,9 @@ def run(config, resume=False, callbacks=(), devices=None):
         )
     if training.ema and is_chief:
         model.save(output / "averaged.keras")
-    print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
+    replicas.meet(strategy)
+    if is_chief:
+        print(f"{model.epochs_done} epochs done. The last and the best model: {output}/{{last,best}}.keras")
     return model
 
 

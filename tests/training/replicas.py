@@ -140,6 +140,7 @@ def main(number, size, norm, overrides, output):
         found = {"unlike": apply_unlike(strategy)}
     if replicas.is_chief(strategy):
         np.savez(output, **found)
+    replicas.meet(strategy)
 
 
 if __name__ == "__main__":

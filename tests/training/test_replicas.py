@@ -42,6 +42,7 @@ def finish(*processes):
         for process in processes:
             process.kill()
     assert not any(process.returncode for process in processes), outputs
+    return outputs
 
 
 def free_ports(number):
@@ -96,7 +97,7 @@ def test_two_workers_are_one(tmp_path, repository, alone):
     for index in range(2):
         task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         processes.append(start(repository, tmp_path / f"{index}.npz", 0, IMAGES, tf_config=json.dumps(task)))
-    finish(*processes)
+    assert not any("crashed" in output for output in finish(*processes))
     assert {path.name for path in tmp_path.iterdir()} == {"0.npz", "0.keras"}
     found = np.load(tmp_path / "0.npz")
     saved = keras.models.load_model(tmp_path / "0.keras")
