@@ -38,14 +38,14 @@ class Board(keras.callbacks.Callback):
         self._shown = None  # step
 
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         if step % _EVERY == 0 and step != self._shown:  # a resumed epoch begins with batches that are done
             self._shown = step
             rate = {"learning_rate": float(self.model.optimizer.learning_rate)}
             self._write(step, {f"step/{name}": value for name, value in {**logs, **rate}.items()})
 
     def on_epoch_end(self, epoch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         self._write(step, {f"epoch/{name}": value for name, value in logs.items()})
         if self.pictures and any(name.startswith("val_") and name.endswith("_AP") for name in logs):
             pictures, image = self.pictures(self.model), self._summary.Image

@@ -181,7 +181,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _save(self):
         if self.progress.batches:  # of several workers, all take part in reading the means
-            self.progress.means = [float(variable) for variable in self.model.metrics_variables]
+            self.progress.means = [float(variable.numpy()) for variable in self.model.metrics_variables]
         if not self.chief:
             return
         check_weights(self.model)
