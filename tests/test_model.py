@@ -234,7 +234,9 @@ def float_types(values):
     return {tensor.dtype.name for tensor in tensors if tensor.dtype.is_floating}
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.proof)]
+)
 def test_half_precision_ends_before_boxes_losses_and_softmax(precision, monkeypatch):
     seen = {}
 
@@ -330,6 +332,7 @@ def test_a_backbone_of_ones_own_on_images_of_five_channels(tmp_path):
         MaskRCNN(settings, ["circle"], backbone=own)
 
 
+@pytest.mark.proof
 def test_keypoints_beside_masks(tmp_path):
     """Points come for the class that has some, teach nothing where unlabelled, and are saved with names."""
     settings = tiny_config()
