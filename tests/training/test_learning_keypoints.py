@@ -14,7 +14,7 @@ def test_stick_figures_are_learnt(tmp_path, request):
     if build.compiler():  # a little faster
         request.getfixturevalue("native")
     settings = config.load("stick_figures_r18_fpn")
-    paths = make_stick_figures(tmp_path / "figures", images=1200, val_images=80, size=(96, 96))
+    paths = make_stick_figures(tmp_path / "figures", images=7000, val_images=80, size=(96, 96))
     for name, path in paths.items():
         setattr(settings.data, name, str(path))
     settings.training.output = str(tmp_path / "run")
