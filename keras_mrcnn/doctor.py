@@ -32,7 +32,7 @@ def report():
 
 
 def implementation():
-    """The lines about RoIAlign."""
+    """The lines about RoIAlign; the resize and the mask crops of the input pipeline go with it."""
     try:
         chosen = library.choice()
     except (OSError, ValueError) as error:

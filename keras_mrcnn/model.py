@@ -155,7 +155,8 @@ class MaskRCNN(keras.Model):
     def make_train_function(self, force=False):
         """Keras's, with the optimizer's variables made before: or the whole step is traced twice for them."""
         if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
     def train_step(self, data):
@@ -195,11 +196,7 @@ class MaskRCNN(keras.Model):
         return tf.function(self.predict_step, reduce_retracing=True)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Keras's own fails under several workers (keras#20585), and takes a batch away. All but the optimizer
-        # is built already.
-        if self._distribute_strategy and not self.optimizer.built:
-            with self._distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        """Nothing: all is built. Keras's own fails under several workers (keras#20585), and takes a batch."""
 
     @functools.cached_property
     def maps_of_boxes(self):

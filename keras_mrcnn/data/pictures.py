@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from keras_mrcnn.data import masks
+from keras_mrcnn.data.objects import object_crops
 
 
 def true_and_predicted(record, predicted):
@@ -22,13 +22,12 @@ def true_and_predicted(record, predicted):
         ImportError: OpenCV is not installed.
     """
     chosen = np.flatnonzero(~record.crowd)
-    crops = [masks.object_crop(record.segmentations[index], record.boxes[index]) for index in chosen]
     true = dataclasses.replace(
         predicted,
         boxes=record.boxes[chosen],
         scores=np.ones(len(chosen), np.float32),
         classes=record.classes[chosen],
-        mask_probabilities=np.array(crops, np.float32).reshape(-1, masks.CROP_SIZE, masks.CROP_SIZE),
+        mask_probabilities=object_crops(record).astype(np.float32),
         paste="centres",
         keypoints=None,
     )

@@ -106,7 +106,6 @@ class TestModel:
         for path, value in stock_weights.items():
             np.testing.assert_allclose(weights[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
 
-    @pytest.mark.proof
     def test_an_export_is_of_stock_operations(self, model, tmp_path):
         expected = model.detect(source()[0])  # also traced with the compiled operation
         folder = export_saved_model(model, tmp_path / "saved")

@@ -314,7 +314,7 @@ def assert_losses(losses, theirs, rtol, **closer):
 @pytest.mark.parametrize("case", ["train", "train_empty", "train_none"])
 def test_training_step(ours, case, monkeypatch):
     """Losses, gradient norms and values, with the reference's mask targets."""
-    if case not in ours.spec["cases"]:
+    if case != "train" and case not in ours.spec["cases"]:
         pytest.skip("not stored of this model")
     monkeypatch.setattr(keras_mrcnn.model, "mask_targets", with_stored_masks(ours, case))
     losses, gradients = step(ours, case)
