@@ -82,7 +82,7 @@ def resize(image, size, rule="pillow"):
     """Bilinear resize. With "pillow" the compiled operation where there is one, which gives the same bits.
 
     Args:
-        image: uint8 `[H, W, 3]`, or a batch of them.
+        image: uint8 `[H, W, 3]`.
         size: int32 `[2]` or a pair, new (height, width), pixels, each at least 1.
         rule: "pillow" widens the filter's support when shrinking and rounds to uint8: within one grey level
             of Pillow's bilinear filter. "plain" does neither, as torchvision.
@@ -93,7 +93,7 @@ def resize(image, size, rule="pillow"):
     if rule == "plain":
         return tf.image.resize(image, size, method="bilinear")
     module = library.choice().module
-    if module and image.shape.rank == 3:  # a batch comes from nowhere but a served signature
+    if module:
         return module.keras_mrcnn_resize(image=image, size=size)
     resized = tf.image.resize(image, size, method="bilinear", antialias=True)
     return tf.saturate_cast(tf.round(resized), tf.uint8)

@@ -21,7 +21,7 @@ import tensorflow as tf
 from keras_mrcnn.ops import build
 
 VARIABLE = "KERAS_MRCNN_OPS"
-OPERATIONS = tuple(f"KerasMrcnn>{name}" for name in ("RoiAlign", "RoiAlignGrad", "Resize", "PolygonCrops"))
+OPERATIONS = ("KerasMrcnn>RoiAlign", "KerasMrcnn>RoiAlignGrad")
 TYPES = (tf.float32, tf.float16, tf.bfloat16)  # of features, that the compiled operations take
 _BUILD = "`mrcnn build-ops`"
 _asked = contextvars.ContextVar("operations", default=None)

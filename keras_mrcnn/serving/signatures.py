@@ -10,6 +10,7 @@ its neighbours: features near the right and the lower edge see the padding.
 import tensorflow as tf
 
 from keras_mrcnn.data.images import STRIDE, network_size, pad_to_stride, resize
+from keras_mrcnn.ops import library
 from keras_mrcnn.serving import images
 from keras_mrcnn.serving.answers import answer
 
@@ -83,7 +84,8 @@ class Endpoints:
 
     def _resize(self, image, size):
         edges = self.input.short_edge, self.input.long_edge
-        return resize(image, network_size(size[0], size[1], *edges, self.input.resize), self.input.resize)
+        with library.stock_operations():  # the same bits; the native ones are RoIAlign's
+            return resize(image, network_size(size[0], size[1], *edges, self.input.resize), self.input.resize)
 
     def _read(self, encoded):
         """`TensorArray` of padded network frames, their valid sizes, the source sizes, and the reasons."""
