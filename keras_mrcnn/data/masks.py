@@ -93,18 +93,29 @@ def rle_crop(rle, box, size=CROP_SIZE):
     x1, y1, x2, y2 = (float(value) for value in box)
     left, right = int(np.floor(x1)), min(int(np.ceil(x2)), width)
     top, bottom = int(np.floor(y1)), min(int(np.ceil(y2)), height)
-    region = decode_columns(rle, left, right)[top:bottom].astype(np.float32)
-    rows = _coverage(y1 - top, y2 - top, size, bottom - top)
-    columns = _coverage(x1 - left, x2 - left, size, right - left)
-    return (rows @ region @ columns.T >= 0.5 - 1e-6).astype(np.uint8)
+    region = decode_columns(rle, left, right)[top:bottom]
+    rows = _means(region, np.linspace(y1 - top, y2 - top, size + 1))
+    cells = _means(rows.T, np.linspace(x1 - left, x2 - left, size + 1)).T
+    return (cells >= 0.5 - 1e-6).astype(np.uint8)
 
 
-def _coverage(start, end, cells, pixels):
-    """Share of each of `cells` equal parts of [start, end] that each pixel covers; `[cells, pixels]`."""
-    edges = np.linspace(start, end, cells + 1)
-    pixel = np.arange(pixels)
-    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return (np.maximum(overlap, 0) * (cells / (end - start))).astype(np.float32)
+def _means(values, edges):
+    """Mean along the first axis between each two of N + 1 equally distant positions in 0..P.
+
+    (By sums, not by a product with a matrix: the threads of numpy's BLAS go on spinning after a product, and
+    took a tenth of the processor from the training.)
+
+    Args:
+        values: `[P, Q]`, constant over each pixel of size 1.
+        edges: float64 `[N + 1]`.
+
+    Returns:
+        float64 `[N, Q]`.
+    """
+    pixels = np.minimum(edges.astype(int), len(values) - 1)
+    sums = np.cumsum(values, axis=0, dtype=np.float64)[pixels]
+    sums += (edges - pixels - 1)[:, None] * values[pixels]
+    return np.diff(sums, axis=0) / (edges[1] - edges[0])
 
 
 def decode_columns(rle, left, right):
