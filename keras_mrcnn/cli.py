@@ -376,7 +376,7 @@ def build_ops(force):
 
 @main.command(name="doctor")
 def tell():
-    """Say which RoIAlign is in use and why, and what is installed."""
+    """Say which operations are in use and why, and what is installed."""
     from keras_mrcnn import doctor
 
     click.echo(doctor.report())

@@ -1,4 +1,4 @@
-"""What `mrcnn doctor` says: which RoIAlign is in use and why, and what is installed."""
+"""What `mrcnn doctor` says: which operations are in use and why, and what is installed."""
 
 import importlib.metadata
 import importlib.util
@@ -32,14 +32,15 @@ def report():
 
 
 def implementation():
-    """The lines about RoIAlign; the resize and the mask crops of the input pipeline go with it."""
+    """The lines about RoIAlign and what goes with it: the resize and the mask crops of the input pipeline."""
     try:
         chosen = library.choice()
     except (OSError, ValueError) as error:
-        return [_line("RoIAlign", f"none. {error}")]
+        return [_line("operations", f"none. {error}")]
     if not chosen.module:
-        return [_line("RoIAlign", "stock TensorFlow operations"), _line("because", chosen.reason)]
-    lines = [_line("RoIAlign", f"compiled, for {' and '.join(chosen.devices)}"), _line("from", chosen.reason)]
+        return [_line("operations", "TensorFlow's own"), _line("because", chosen.reason)]
+    compiled = f"compiled: RoIAlign for {' and '.join(chosen.devices)}, resize and mask crops for CPU"
+    lines = [_line("operations", compiled), _line("from", chosen.reason)]
     if "GPU" not in chosen.devices:
         missing = "made without nvcc; `mrcnn build-ops`" if build.cuda_compiler() else "there is no nvcc"
         lines.append(_line("not for GPU", missing))

@@ -259,23 +259,24 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         path, state, *_ = result.output.splitlines()
         assert pathlib.Path(path) == build.find()
-        assert state.split() == ["RoIAlign", "compiled,", "for", "CPU"]
+        assert state == "operations     compiled: RoIAlign for CPU, resize and mask crops for CPU"
 
     def test_doctor(self, native):
         result = CliRunner().invoke(main, ["doctor"])
         assert result.exit_code == 0, result.output
         lines = dict(line.split(None, 1) for line in result.output.splitlines())
-        assert lines["RoIAlign"] == "compiled, for CPU" and lines["from"] == str(build.find())
+        assert lines["operations"].startswith("compiled: RoIAlign for CPU,")
+        assert lines["from"] == str(build.find())
         assert lines["TensorFlow"] == VERSION and build.compiler() in lines["C++"]
         assert len(lines) <= 12
 
     def test_doctor_without_a_library(self, cache):
         result = CliRunner().invoke(main, ["doctor"])
-        assert "stock TensorFlow operations\nbecause        no library is built" in result.output
+        assert "operations     TensorFlow's own\nbecause        no library is built" in result.output
 
     def test_doctor_of_what_cannot_be(self, cache, monkeypatch):
         monkeypatch.setenv("KERAS_MRCNN_OPS", "native")
         monkeypatch.setenv("CXX", "no-such-compiler")
         result = CliRunner().invoke(main, ["doctor"])
         assert result.exit_code == 0, result.output
-        assert "RoIAlign       none. No C++ compiler" in result.output
+        assert "operations     none. No C++ compiler" in result.output
