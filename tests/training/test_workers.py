@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mrcnn import config, replicas, train
+from keras_mrcnn import config, replicas
 from keras_mrcnn.data.coco import load_coco
 from keras_mrcnn.data.shapes import make_shapes
 from keras_mrcnn.evaluation import CityscapesEvaluator, CocoEvaluator, VocEvaluator
@@ -252,28 +253,26 @@ def trained(repository, settings, name, moments, resume=()):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("step, done", [(3, (1, 0)), (4, (1, 1))])
-def test_a_run_of_two_goes_on(settings, repository, processes, step, done):
-    """Stopped after an epoch, and within one."""
+def test_a_run_of_two_goes_on(settings, repository, processes):
+    """Stopped after an epoch, and within the next one."""
     folder, never = os.path.dirname(settings.training.output), ["never"] * processes
-    whole, cut = f"{folder}/whole_{processes}", f"{folder}/cut_{processes}_{step}"
-    if not os.path.exists(whole):
-        trained(repository, settings, os.path.basename(whole), never)
-    name = os.path.basename(cut)
-    trained(repository, settings, name, [f"steps:{step}:0:KILL", *never[1:]])
-    assert Progress.read(f"{cut}/last.keras").next_batch() == done
-    assert all("crashed" not in output for output in trained(repository, settings, name, never, ["--resume"]))
-    assert rows(f"{cut}/log.csv") == rows(f"{whole}/log.csv")
-    assert [row["images"] for row in rows(f"{cut}/log.csv")] == ["7.0", "14.0"]
+    whole, cut = f"whole_{processes}", f"cut_{processes}"
+    trained(repository, settings, whole, never)
+    for moment, done, resume in (("steps:3", (1, 0), ()), ("steps:2", (1, 1), ["--resume"])):
+        trained(repository, settings, cut, [f"{moment}:0:KILL", *never[1:]], resume)
+        assert Progress.read(f"{folder}/{cut}/last.keras").next_batch() == done
+    outputs = trained(repository, settings, cut, never, ["--resume"])
+    assert not any("crashed" in output for output in outputs)
+    logs = [
+        [list(map(float, row.values())) for row in rows(f"{folder}/{run}/log.csv")] for run in (whole, cut)
+    ]
+    np.testing.assert_allclose(*logs, rtol=1e-6)  # a mean in two parts is rounded otherwise
+    assert [row["images"] for row in rows(f"{folder}/{cut}/log.csv")] == ["7.0", "14.0"]
     for name in ("best", "last", "averaged"):
-        one, other = (keras.models.load_model(f"{run}/{name}.keras") for run in (whole, cut))
+        one, other = (keras.models.load_model(f"{folder}/{run}/{name}.keras") for run in (whole, cut))
         np.testing.assert_array_equal(runs.flat(one), runs.flat(other), err_msg=name)
-        if one.optimizer.built:
+        if name == "last":
             for mine, theirs in zip(one.optimizer.variables, other.optimizer.variables, strict=True):
                 np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=mine.path)
-    scores = [json.load(open(f"{run}/scores_epoch_2.json")) for run in (whole, cut)]
-    valid = train.load_data(settings.data, "val")
-    dataset = train.evaluation_dataset(valid.records, settings.data, settings.model.input)
-    alone = score(other, dataset, valid.records, train.evaluator_of(valid, other))
-    np.testing.assert_equal(scores[0], scores[1])
-    assert scores[0]["segm"]["AR"] == alone["segm"]["AR"]
+    scores = [pathlib.Path(folder, run, "scores_epoch_2.json").read_text() for run in (whole, cut)]
+    assert scores[0] == scores[1]
