@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -230,10 +231,10 @@ def trained(repository, settings, name, moments, resume=()):
     """`mrcnn train` of the run `name` until the chief ends: by two workers, or by one process of two devices.
 
     Args:
-        moments: of each process, see `interrupted`.
+        moments: of each process, see `interrupted`; of all but the first "never".
 
     Returns:
-        The outputs of the processes.
+        The outputs of the processes, if none is to be killed.
     """
     folder = os.path.dirname(settings.training.output)
     options = [f"{folder}/config.yaml", f"training.output={folder}/{name}", *resume]
@@ -244,11 +245,12 @@ def trained(repository, settings, name, moments, resume=()):
         processes.append(start(repository, *arguments, task=task))
     if moments[0] == "never":
         return finish(*processes)
-    first = processes[0].communicate(timeout=900)[0]
-    for process in processes[1:]:
-        process.kill()
-    assert processes[0].returncode == -9, first
-    return [first] + [process.communicate()[0] for process in processes[1:]]
+    try:
+        output = processes[0].communicate(timeout=900)[0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode == -signal.SIGKILL, output
 
 
 @pytest.mark.proof
