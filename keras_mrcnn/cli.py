@@ -80,7 +80,7 @@ def train(config, overrides, resume, devices):
     """Train as CONFIG says (a YAML file, or a name in configs/), changed by OVERRIDES (data.batch_size=4).
 
     Several machines train together when each runs this command with its TF_CONFIG, as TensorFlow's
-    MultiWorkerMirroredStrategy wants it. The first one scores and writes the files.
+    MultiWorkerMirroredStrategy wants it. They share the scoring, too; the first one writes the files.
     """
     from keras_mrcnn import config as configs
     from keras_mrcnn.train import run

@@ -7,6 +7,7 @@ import json
 import os
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -53,13 +54,22 @@ def is_chief(strategy):
     return strategy.extended.should_checkpoint
 
 
-def distribute(strategy, make_dataset, batch_size):
+def place(strategy):
+    """How many workers there are, and which of them this process is, from 0."""
+    if not several_workers(strategy):
+        return 1, 0
+    here = strategy.cluster_resolver
+    cluster = here.cluster_spec().as_dict()
+    chiefs, workers = (len(cluster.get(kind, [])) for kind in ("chief", "worker"))
+    return chiefs + workers, here.task_id + (chiefs if here.task_type == "worker" else 0)
+
+
+def distribute(strategy, make_dataset):
     """What `fit` takes, with the batches that one device would see.
 
     Args:
         strategy: what `strategy` returned.
         make_dataset: function that returns the batches, or of `workers` and `worker` a part of each of them.
-        batch_size: int, images in a batch of all devices together.
     """
     if not several_workers(strategy):
         return make_dataset()  # Keras gives each replica its part
@@ -67,9 +77,29 @@ def distribute(strategy, make_dataset, batch_size):
     def of_worker(context):
         dataset = make_dataset(workers=context.num_input_pipelines, worker=context.input_pipeline_id)
         # Keras does not know its length: `fit` is told by `steps_per_epoch`, and finds no end.
-        return dataset.rebatch(batch_size // context.num_replicas_in_sync)
+        return split(dataset, context.num_replicas_in_sync // context.num_input_pipelines)
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+def split(dataset, number):
+    """Every batch `(inputs, targets)` in so many, one after the other; of too few images some are empty.
+
+    (`Dataset.rebatch` would fill up the last batch of an epoch from the next one.)
+    """
+    if number == 1:
+        return dataset
+
+    def of_batch(*batch):
+        rows = tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]
+
+        def part(index):
+            rows_of = slice(rows * index // number, rows * (index + 1) // number)
+            return tf.nest.map_structure(lambda value: value[rows_of], batch)
+
+        return tf.data.Dataset.range(number).map(part)
+
+    return dataset.flat_map(of_batch)
 
 
 def synchronize(model):
@@ -162,6 +192,37 @@ def reduced(gradients, optimizer):
 def logged(value):
     """A scalar of the logs as Keras can average it: under several workers it wants a dimension more."""
     return tf.reshape(value, [1]) if several_workers(tf.distribute.get_strategy()) else value
+
+
+def gatherer(strategy):
+    """The function with which workers give each other something.
+
+    All of them call it at the same place, and wait there for each other. It takes what json holds, and
+    returns a list of what it was given, by each worker once, in any order.
+    """
+    devices = strategy.num_replicas_in_sync // place(strategy)[0]  # of a worker; the first one gives
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
+    def of_all(words):
+        def of_replica():
+            replica = tf.distribute.get_replica_context()
+            is_first = tf.cast(replica.replica_id_in_sync_group % devices == 0, tf.int32)
+            return replica.all_gather(words[: is_first * tf.size(words)], axis=0)
+
+        return strategy.experimental_local_results(strategy.run(of_replica))[0]
+
+    return lambda value: from_words(of_all(to_words(value)).numpy())
+
+
+def to_words(value):
+    """int32 `[N]`, a line of json; TensorFlow does not gather bytes."""
+    line = json.dumps(value) + "\n"
+    return np.frombuffer((" " * (-len(line) % 4) + line).encode("ascii"), np.int32)
+
+
+def from_words(words):
+    """List of what `to_words` took, of any number of its results, one after the other."""
+    return [json.loads(line) for line in words.tobytes().splitlines()]
 
 
 def meet(strategy):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import pathlib
 import sys
 
@@ -18,6 +19,7 @@ from keras_mrcnn.data.pictures import true_and_predicted
 from keras_mrcnn.data.pipeline import (
     epoch_images,
     evaluation_dataset,
+    images_per_epoch,
     steps_per_epoch,
     trainable,
     training_dataset,
@@ -28,7 +30,7 @@ from keras_mrcnn.model import MaskRCNN
 from keras_mrcnn.training import schedule
 from keras_mrcnn.training.averages import ValidateAverage
 from keras_mrcnn.training.board import Board
-from keras_mrcnn.training.callbacks import CocoScores
+from keras_mrcnn.training.callbacks import CocoScores, share
 from keras_mrcnn.training.checkpoints import Checkpoints, Progress, replace
 from keras_mrcnn.training.nonfinite import StopAtNonFinite
 from keras_mrcnn.training.pace import Pace
@@ -44,8 +46,8 @@ def run(config, resume=False, callbacks=(), devices=None):
         config: `config.Config`; without validation annotations nothing is scored.
         resume: bool, go on from the last checkpoint.
         callbacks: more Keras callbacks.
-        devices: int, GPUs that train, see `replicas.strategy`. Of several workers only the chief scores and
-            writes; the others need the folder only to resume.
+        devices: int, GPUs that train, see `replicas.strategy`. Of several workers only the chief writes; the
+            others need the folder only to resume.
 
     Returns:
         The trained `MaskRCNN`; with `training.ema` it has the averaged weights, as averaged.keras does, and
@@ -73,9 +75,7 @@ def run(config, resume=False, callbacks=(), devices=None):
         valid = load_data(data, "val", learn.categories)
         print(f"Validation: {valid.summary()}")
         validation = evaluation_dataset(valid.records, data, config.model.input)
-        if is_chief:
-            evaluator = evaluator_of(valid, model, data.format)
-            watchers.append(CocoScores(validation, valid.records, evaluator, training.evaluate_every, output))
+        watchers.append(_scores(config, model, strategy, valid, validation))
         shown = valid.records[:_PICTURES]
     if is_chief:
         watchers.append(StopAtNonFinite(config, functools.partial(_batch_at, learn.records, config)))
@@ -85,15 +85,17 @@ def run(config, resume=False, callbacks=(), devices=None):
         watchers.append(Board(output / "tensorboard", _pictures(shown)))
     checkpoints = _checkpoints(config, model, progress, is_chief)
 
+    sizes = _sizes(images_per_epoch(learn.records, data), data.batch_size, progress.batches)
+
     def make_dataset(**worker):
         batches = _endless(learn.records, config, *progress.next_batch(), **worker)
-        return noting(batches, pace.delivered)
+        return noting(batches, lambda _: pace.delivered(next(sizes)))
 
     # A save that one worker is asked for would wait for the others.
     several = replicas.several_workers(strategy)
     with contextlib.nullcontext() if several else checkpoints.stopping_on_sigterm():
         model.fit(
-            replicas.distribute(strategy, make_dataset, data.batch_size),
+            replicas.distribute(strategy, make_dataset),
             steps_per_epoch=steps,
             validation_data=validation,
             validation_freq=training.evaluate_every,
@@ -134,6 +136,12 @@ def _endless(records, config, epoch, batch, **worker):
     return rest.concatenate(training_dataset(*options, first_epoch=epoch + 1, **worker).repeat())
 
 
+def _sizes(images, batch_size, first):
+    """Images in each batch, of all workers, from the `first` of an epoch on; without an end."""
+    of_epoch = [min(batch_size, images - start) for start in range(0, images, batch_size)]
+    return itertools.chain(of_epoch[first:], itertools.cycle(of_epoch))
+
+
 def _batch_at(records, config, epoch, batch):
     """One batch of training again: inputs, targets and the ids of its images."""
     inputs, targets = next(_endless(records, config, epoch, batch).as_numpy_iterator())
@@ -154,6 +162,17 @@ def _pictures(records):
         return {f"true and predicted/{r.image_id}": true_and_predicted(r, them) for r, them in found.items()}
 
     return draw if records else None
+
+
+def _scores(config, model, strategy, valid, dataset):
+    """What scores the epochs: `CocoScores` of this worker's share of the validation images."""
+    data, training = config.data, config.training
+    given = evaluator_of(valid, model, data.format), training.evaluate_every, training.output
+    if not replicas.several_workers(strategy):
+        return CocoScores(dataset, valid.records, *given)
+    mine = share(valid.records, data.batch_size, *replicas.place(strategy))
+    dataset = evaluation_dataset(mine, data, config.model.input) if mine else ()
+    return CocoScores(dataset, mine, *given, replicas.gatherer(strategy), replicas.is_chief(strategy))
 
 
 def _checkpoints(config, model, progress, is_chief):

@@ -30,10 +30,15 @@ def trainable(records):
     return [record for record in records if (~record.crowd).any()]
 
 
+def images_per_epoch(records, data_config):
+    """Images of an epoch of `training_dataset`."""
+    factors = order.repeat_factors(trainable(records), data_config.repeat_threshold)
+    return len(order.epoch_images(factors, 0, 0)[0])
+
+
 def steps_per_epoch(records, data_config):
     """Batches of an epoch of `training_dataset`."""
-    factors = order.repeat_factors(trainable(records), data_config.repeat_threshold)
-    return -(-len(order.epoch_images(factors, 0, 0)[0]) // data_config.batch_size)
+    return -(-images_per_epoch(records, data_config) // data_config.batch_size)
 
 
 def epoch_images(records, data_config, seed, epoch):

@@ -82,7 +82,7 @@ def train(strategy, model, number):
 
     weights = []
     keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: weights.append(flat(model)))
-    dataset = replicas.distribute(strategy, make_dataset, BATCH)
+    dataset = replicas.distribute(strategy, make_dataset)
     options = {"steps_per_epoch": 1, "shuffle": False, "verbose": 0, "callbacks": [keep]}
     history = model.fit(dataset, epochs=-(-number // BATCH), **options).history
     return np.array([history[name] for name in ("loss", *model.loss_names)]), weights[STEPS - 1]
