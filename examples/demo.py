@@ -17,7 +17,7 @@ import numpy as np
 from otsu import score as otsu_score
 from pycocotools import mask as coco_mask
 
-from keras_mrcnn import config, load_coco
+from keras_mrcnn import config, load_coco, replicas
 from keras_mrcnn.cli import load_model
 from keras_mrcnn.data.images import load_image
 from keras_mrcnn.serving.export import export_saved_model
@@ -40,12 +40,6 @@ class StopAfter(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if time.monotonic() > self.deadline:
             self.model.stop_training = True
-
-
-def has_bfloat16():
-    """Whether the processor multiplies bfloat16 itself; elsewhere it is many times slower than float32."""
-    flags = pathlib.Path("/proc/cpuinfo")
-    return flags.is_file() and "_bf16" in flags.read_text()
 
 
 def true_masks(record):
@@ -74,7 +68,7 @@ def main():
     shutil.rmtree(output, ignore_errors=True)
     settings.data.train_annotations = str(DATA / "annotations" / "instances_train.json")
     settings.data.val_annotations = str(DATA / "annotations" / "instances_val.json")
-    if not has_bfloat16():
+    if replicas.bfloat16_is_emulated():
         settings.training.precision = "float32"
     settings.data.train_images, settings.data.val_images = str(DATA / "train"), str(DATA / "val")
 

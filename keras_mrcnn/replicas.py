@@ -5,6 +5,7 @@ Letters: N replicas (one for each device), m micro-batches.
 
 import json
 import os
+import pathlib
 
 import keras
 import numpy as np
@@ -47,6 +48,18 @@ def strategy(devices=None):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
     kind = "GPU" if gpus else "CPU"
     return tf.distribute.MirroredStrategy([f"{kind}:{index}" for index in range(devices)])
+
+
+def bfloat16_is_emulated(processor="/proc/cpuinfo"):
+    """Whether training is on a processor that does not multiply bfloat16 itself: several times slower.
+
+    Args:
+        processor: path of the file in which Linux lists what the processor can do; without it this is True.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return False
+    processor = pathlib.Path(processor)
+    return not (processor.is_file() and "bf16" in processor.read_text())
 
 
 def is_chief(strategy):

@@ -61,6 +61,8 @@ def run(config, resume=False, callbacks=(), devices=None):
     if is_chief:
         replace(output / "config.yaml", lambda path: configs.save(config, path))
     keras.utils.set_random_seed(training.seed)
+    if training.precision == "mixed_bfloat16" and replicas.bfloat16_is_emulated():
+        print("This processor has no bfloat16: training.precision=float32 is several times faster on it.")
 
     learn = load_data(data, "train")
     print(f"Training: {learn.summary()}")

@@ -62,6 +62,16 @@ def alone():
     return runs.train(strategy, runs.make_model(strategy, config.Training(**SETTINGS)), IMAGES + 1)
 
 
+def test_a_processor_without_bfloat16_is_known(tmp_path, monkeypatch):
+    (tmp_path / "old").write_text("flags : fma avx2\n")
+    (tmp_path / "new").write_text("flags : fma avx512_bf16 amx_bf16\n")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    found = [replicas.bfloat16_is_emulated(tmp_path / name) for name in ("old", "new", "missing")]
+    assert found == [True, False, True]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    assert not replicas.bfloat16_is_emulated(tmp_path / "old")
+
+
 def test_gradients_are_summed_before_they_are_clipped_and_found_infinite(tmp_path, repository):
     finish(start(repository, tmp_path / "found.npz", devices=2))
     clipped, skipped, state, after = np.load(tmp_path / "found.npz")["unlike"]
