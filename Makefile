@@ -61,12 +61,12 @@ $(PEER_VENV)/bin/python:
 	$(PYTHON) -m venv $(PEER_VENV)
 	$@ -m pip install --quiet torch torchvision==0.26.* || { rm -rf $(PEER_VENV); exit 1; }
 
-# Without most of what its language models and notebooks ask for.
+# Only what its vision models import, without what its language models ask for.
 $(GARDEN_VENV)/bin/python:
 	$(PYTHON) -m venv $(GARDEN_VENV)
 	$@ -m pip install --quiet --no-deps "tf-models-official==2.20.*" && \
-	$@ -m pip install --quiet "tf-keras==2.20.*" gin-config matplotlib opencv-python-headless pandas pycocotools \
-	  tensorflow-datasets tensorflow-model-optimization tf-slim || { rm -rf $(GARDEN_VENV); exit 1; }
+	$@ -m pip install --quiet "tf-keras==2.20.*" gin-config matplotlib opencv-python-headless pycocotools \
+	  pyyaml scipy tensorflow-datasets || { rm -rf $(GARDEN_VENV); exit 1; }
 
 clean:  ## remove the environments and what tools left behind
 	rm -rf $(VENV) $(PEER_VENV) $(GARDEN_VENV) build dist *.egg-info .pytest_cache .ruff_cache
