@@ -18,7 +18,7 @@ from official.vision.ops import anchor, preprocess_ops
 from official.vision.tasks.maskrcnn import MaskRCNNTask
 
 WEIGHT_DECAY = 1e-4
-SCORE_DEVIATION = 0.01  # of the other sides' RPN score weights; its own 1e-5 makes ties of bfloat16 scores
+SCORE_DEVIATION = 0.01  # of the other sides' RPN score weights; its own 1e-5 would tie bfloat16 scores
 FROZEN_UNTIL = "block_group_l2"  # what the backbone calls C2
 
 
