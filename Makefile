@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PEER_VENV ?= .venv-peer
 PEER_PYTHON ?= $(PEER_VENV)/bin/python
+GARDEN_VENV ?= .venv-garden
+GARDEN_PYTHON ?= $(GARDEN_VENV)/bin/python
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -12,10 +14,10 @@ SOURCES := keras_mrcnn tests examples benchmarks
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help test proof demo format bench ops clean
+.PHONY: help test proof demo format bench bench-garden ops clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .venv: $(INSTALLED)  ## the environment, with the package installed for development
 
@@ -48,6 +50,9 @@ format: $(INSTALLED)  ## rewrite the code as `make test` wants it
 bench: $(INSTALLED) $(PEER_PYTHON)  ## time inference and training beside torchvision
 	$(BIN)/python benchmarks/compare_torchvision.py --peer-python $(PEER_PYTHON)
 
+bench-garden: $(INSTALLED) $(PEER_PYTHON) $(GARDEN_PYTHON)  ## the same, and training beside Model Garden
+	$(BIN)/python benchmarks/compare_torchvision.py --peer-python $(PEER_PYTHON) --garden-python $(GARDEN_PYTHON)
+
 ops: $(INSTALLED)  ## compile RoIAlign for the TensorFlow in the environment
 	$(BIN)/mrcnn build-ops
 
@@ -56,6 +61,13 @@ $(PEER_VENV)/bin/python:
 	$(PYTHON) -m venv $(PEER_VENV)
 	$@ -m pip install --quiet torch torchvision==0.26.* || { rm -rf $(PEER_VENV); exit 1; }
 
+# Only what its vision models import, without what its language models ask for.
+$(GARDEN_VENV)/bin/python:
+	$(PYTHON) -m venv $(GARDEN_VENV)
+	$@ -m pip install --quiet --no-deps "tf-models-official==2.20.*" && \
+	$@ -m pip install --quiet "tf-keras==2.20.*" gin-config matplotlib opencv-python-headless pycocotools \
+	  pyyaml scipy tensorflow-datasets || { rm -rf $(GARDEN_VENV); exit 1; }
+
 clean:  ## remove the environments and what tools left behind
-	rm -rf $(VENV) $(PEER_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEER_VENV) $(GARDEN_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find $(SOURCES) -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""The work that both sides are timed on, and how a worker talks with the driver. Needs numpy only.
+"""The work that all sides are timed on, and how a worker talks with the driver. Needs numpy only.
 
 A worker reads one command per line ("inference" or "train"), does one timed iteration and answers with one
 line of JSON. It stands still in between: the driver stops the process, so no idle thread takes time from the
-other side.
+others.
 """
 
 import argparse
