@@ -6,6 +6,7 @@ others.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -59,6 +60,23 @@ def threshold(scores, count=CANDIDATES):
             f"No threshold keeps exactly {count} scores: both neighbours are {ordered[count]}."
         )
     return float((ordered[count - 1] + ordered[count]) / 2)
+
+
+@contextlib.contextmanager
+def recorded(layer, seen):
+    """Within, `seen` collects the output of each call of `layer`, of either Keras."""
+    call = layer.call
+
+    def recording(*arguments, **named):
+        output = call(*arguments, **named)
+        seen.append(output)
+        return output
+
+    layer.call = recording
+    try:
+        yield
+    finally:
+        layer.call = call
 
 
 def arguments():

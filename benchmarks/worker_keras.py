@@ -1,7 +1,5 @@
 """The keras_mrcnn side of compare_torchvision.py."""
 
-import contextlib
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -38,27 +36,10 @@ def build(precision, features="fpn"):
     return model
 
 
-@contextlib.contextmanager
-def recorded(layer, seen):
-    """Within, `seen` collects the output of each call of `layer`."""
-    call = layer.call
-
-    def recording(*arguments, **named):
-        output = call(*arguments, **named)
-        seen.append(output)
-        return output
-
-    layer.call = recording
-    try:
-        yield
-    finally:
-        del layer.call
-
-
 def prepare_inference(model, inputs):
     """`predict_on_batch`, its threshold set so that `work.CANDIDATES` scores pass."""
     seen, classifier = [], model.box_head.classes
-    with recorded(model.box_head, seen):
+    with work.recorded(model.box_head, seen):
         model(inputs)
         classifier.kernel.assign(classifier.kernel / np.std(seen[-1][0]))
         model(inputs)
@@ -77,7 +58,7 @@ def prepare_train(model, inputs, targets):
     """`train_on_batch` with an SGD step of rate 0: the work without the drift."""
     model.compile(optimizer=keras.optimizers.SGD(0.0, momentum=0.9, weight_decay=1e-4))
     regions, masks = [], []
-    with recorded(model.box_head, regions), recorded(model.mask_head, masks):
+    with work.recorded(model.box_head, regions), work.recorded(model.mask_head, masks):
         model.compute_losses(inputs, targets)
 
     def iteration():

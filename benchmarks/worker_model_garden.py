@@ -3,7 +3,6 @@
 Training only. Model Garden's own task builds the model, the losses and the step.
 """
 
-import contextlib
 import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # before TensorFlow is imported
@@ -89,27 +88,10 @@ def batch(config, precision):
     return tf.nest.map_structure(lambda value: value[None], (pixels, labels))
 
 
-@contextlib.contextmanager
-def recorded(layer, seen):
-    """Within, `seen` collects the output of each call of `layer`."""
-    call = layer.call
-
-    def recording(*arguments, **named):
-        output = call(*arguments, **named)
-        seen.append(output)
-        return output
-
-    layer.call = recording
-    try:
-        yield
-    finally:
-        layer.call = call
-
-
 def count(model, images, labels):
     """How many regions with an area go to the box head, and how many with a class to the mask head."""
     regions, masks = [], []
-    with recorded(model.roi_sampler[0], regions), recorded(model.mask_sampler, masks):
+    with work.recorded(model.roi_sampler[0], regions), work.recorded(model.mask_sampler, masks):
         model(
             images,
             image_shape=labels["image_info"][:, 1, :],

@@ -103,7 +103,7 @@ def _means(values, edges):
     """Mean along the first axis between each two of N + 1 equally distant positions in 0..P.
 
     (By sums, not by a product with a matrix: the threads of numpy's BLAS go on spinning after a product, and
-    took a tenth of the processor from the training.)
+    took a seventh of the processor from a training.)
 
     Args:
         values: `[P, Q]`, constant over each pixel of size 1.
