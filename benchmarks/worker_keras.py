@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 import work
 
-from keras_mrcnn import MaskRCNN, config
+from keras_mrcnn import MaskRCNN, config, replicas
 
 C4 = (  # detectron2's: stage 5 with its stride on regions of 14 x 14
     "backbone.features=c4",
@@ -77,6 +77,7 @@ def prepare_train(model, inputs, targets):
 def main():
     """Builds the model and serves the driver."""
     given = work.arguments()
+    replicas.strategy()  # memory as `mrcnn train` has it
     tf.config.threading.set_intra_op_parallelism_threads(given.threads)
     tf.config.threading.set_inter_op_parallelism_threads(given.threads)
     keras.utils.set_random_seed(0)

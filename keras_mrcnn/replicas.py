@@ -32,6 +32,9 @@ def strategy(devices=None):
         raise ValueError(f"--devices is between 1 and the {len(gpus)} GPUs here. Received: {devices}")
     if devices:
         tf.config.set_visible_devices(gpus[:devices], "GPU")
+    if not gpus:
+        # TensorFlow's own pool of memory: malloc asks the system for gigabytes of fresh pages in each step.
+        os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
     configured = json.loads(os.environ.get("TF_CONFIG") or "{}")
     cluster = configured.get("cluster", {})
     if len(cluster.get("chief", [])) + len(cluster.get("worker", [])) > 1:

@@ -72,6 +72,22 @@ def test_a_processor_without_bfloat16_is_known(tmp_path, monkeypatch):
     assert not replicas.bfloat16_is_emulated(tmp_path / "old")
 
 
+# What a process finds in which TensorFlow keeps its memory; the other pool counts nothing.
+KEEPING = """
+from keras_mrcnn import replicas
+replicas.strategy()
+import tensorflow as tf
+ones = tf.ones([1000, 1000])
+assert tf.config.experimental.get_memory_info("CPU:0")["current"] >= 4_000_000
+"""
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="of trainings without a GPU")
+def test_a_training_keeps_its_memory():
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPU_ALLOCATOR_USE_BFC"}
+    subprocess.run([sys.executable, "-c", KEEPING], env=environment, check=True)
+
+
 def test_gradients_are_summed_before_they_are_clipped_and_found_infinite(tmp_path, repository):
     finish(start(repository, tmp_path / "found.npz", devices=2))
     clipped, skipped, state, after = np.load(tmp_path / "found.npz")["unlike"]
