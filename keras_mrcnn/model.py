@@ -157,7 +157,22 @@ class MaskRCNN(keras.Model):
         if not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
+                self._average_statistics()
         return super().make_train_function(force)
+
+    def compile_from_config(self, config):
+        """Keras's, when a file is loaded."""
+        super().compile_from_config(config)
+        self._average_statistics()
+
+    def _average_statistics(self):
+        """An optimizer of `training.optimizers` that averages the weights does so with batch statistics."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if hasattr(optimizer, "average_also"):
+            layers = [
+                one for one in self._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)
+            ]
+            optimizer.average_also([s for one in layers for s in (one.moving_mean, one.moving_variance)])
 
     def train_step(self, data):
         """One step of `fit`: forward, losses, gradients, update.

@@ -9,14 +9,14 @@ import keras
 def averaged(model):
     """Inside, a model has the averages that its optimizer keeps; afterwards its own weights, to the last bit.
 
-    Only weights that are trained have an average: the statistics of batch normalisation are averages already.
-    Without an optimizer that has `use_ema`, and before its first step, nothing changes.
+    Without an optimizer that has `use_ema`, and before its first step, nothing changes. One that is not of
+    `training.optimizers` has no averages of batch statistics; they stay as they are.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not optimizer.use_ema or not optimizer.iterations.numpy():
         yield
         return
-    variables = model.trainable_variables
+    variables = [*model.trainable_variables, *getattr(optimizer, "also_averaged", list)()]
     own = [variable.numpy() for variable in variables]
     for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
         variable.assign(average.numpy())

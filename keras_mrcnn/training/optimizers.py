@@ -1,4 +1,4 @@
-"""Keras's optimizers with learning rates by group: what is pretrained moves slower than what is new."""
+"""Keras's optimizers with learning rates by group, and averages of all that a training moves."""
 
 import difflib
 import math
@@ -13,6 +13,9 @@ class _RateFactors:
     Keras's optimizers have one rate for all. Clipping sees the gradients as they are, and momentum is kept
     as ever: with a constant factor f every update is f times what it would be.
 
+    Keras's `use_ema` averages only what has a gradient. Averaged kernels beside the batch statistics of the
+    newest ones do not fit: at a high rate such a model finds hardly anything. `average_also` adds these.
+
     Args:
         learning_rate_factors: dictionary from the beginning of variables' paths ("backbone", "backbone/c5",
             "box_head/classes/bias") to a factor, at least 0; the longest that fits counts, 1 without any.
@@ -26,6 +29,7 @@ class _RateFactors:
 
     def __init__(self, *args, learning_rate_factors=None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.also_averaged = list
         self.learning_rate_factors = dict(learning_rate_factors or {})
         for key, factor in self.learning_rate_factors.items():
             if not (math.isfinite(factor) and factor >= 0):
@@ -38,6 +42,18 @@ class _RateFactors:
         if not self.built:
             self._factors = factors(self.learning_rate_factors, [variable.path for variable in variables])
         super().build(variables)
+
+    def average_also(self, variables):
+        """Further variables that `use_ema` averages, which no gradient moves; called after `build`."""
+        if self.use_ema:
+            self._model_variables_moving_average.extend(self.add_optimizer_variables(variables, "average"))
+            self.also_averaged = lambda: variables  # Keras would save a list as the optimizer's own
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        super()._update_model_variables_moving_average([*trainable_variables, *self.also_averaged()])
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
+        super()._overwrite_model_variables_with_average_value([*trainable_variables, *self.also_averaged()])
 
     def update_step(self, gradient, variable, learning_rate):
         rate = ops.cast(learning_rate * self._factors[self._get_variable_index(variable)], variable.dtype)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mrcnn import config
+from keras_mrcnn import MaskRCNN, config
 from keras_mrcnn.training import schedule
 from keras_mrcnn.training.averages import ValidateAverage, averaged
 
@@ -64,3 +64,47 @@ def test_fit_validates_the_average_and_ends_with_it():
     np.testing.assert_allclose(seen.history["val_loss"], [7, 6.75, 6.3125])
     np.testing.assert_allclose(seen.history["loss"], [8, 7, 6])
     assert weight(model) == pytest.approx(6.3125)
+
+
+def normalized_model(**settings):
+    """A normalisation alone, whose statistics start at mean 0 and variance 1; its loss is its output."""
+    inputs = keras.Input([1])
+    layer = keras.layers.BatchNormalization(momentum=0.5)
+    model = keras.Model(inputs, layer(inputs))
+    optimizer = schedule.optimizer(config.Training(warmup_steps=0, ema=0.75, **settings), 1)
+    model.compile(optimizer, loss=lambda true, predicted: predicted)
+    optimizer.build(model.trainable_variables)
+    optimizer.average_also([layer.moving_mean, layer.moving_variance])
+    return model, layer
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_batch_statistics_by_hand(tmp_path, optimizer):
+    model, layer = normalized_model(optimizer=optimizer)
+    for mean in (2.0, 4.0, 0.0):  # the moving mean: 1, 2.5, 1.25; variance 1 of each batch
+        model.train_on_batch(np.array([[mean - 1], [mean + 1]]), np.zeros([2, 1]))
+    assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.25)
+    with averaged(model):
+        # 0.75 * 1 + 0.25 * 2.5 = 1.375, 0.75 * 1.375 + 0.25 * 1.25 = 1.34375
+        assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.34375)
+        assert float(layer.moving_variance.numpy()[0]) == pytest.approx(1.0)
+    assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.25)
+    model.optimizer.finalize_variable_values(model.trainable_variables)  # the end of `fit`
+    assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.34375)
+
+
+def test_the_model_has_its_batch_statistics_averaged_also_after_loading(tmp_path):
+    settings = config.load("shapes_r18_fpn", ["model.backbone.blocks=[1,1,1,1]"])
+    model = MaskRCNN(settings.model, ["circle"])
+    model.compile(schedule.optimizer(config.Training(ema=0.75), 1))
+    model.make_train_function()
+    statistics = [weight for weight in model.weights if "moving_" in weight.path]
+    assert statistics
+    assert {weight.path for weight in model.optimizer.also_averaged()} == {one.path for one in statistics}
+    averages = model.optimizer._model_variables_moving_average
+    averages[-1].assign(averages[-1] + 3)
+    model.optimizer.iterations.assign(1)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    with averaged(again):
+        np.testing.assert_array_equal(again.optimizer.also_averaged()[-1], averages[-1])
