@@ -152,27 +152,27 @@ class MaskRCNN(keras.Model):
         logits = self.keypoint_head(self.keypoint_pooling(maps, regions[0], chosen), training=training)
         return losses.keypoint(logits, indices, valid)
 
+    def build_optimizer(self):
+        """Makes the optimizer's variables, which `fit` does otherwise. Batch statistics are averaged as the
+        weights are, if the optimizer is one of `training.optimizers` with `use_ema`.
+        """
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        with self.distribute_strategy.scope():
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+            if hasattr(optimizer, "average_also") and not optimizer.also_averaged():
+                layers = [x for x in self._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+                optimizer.average_also([s for x in layers for s in (x.moving_mean, x.moving_variance)])
+
     def make_train_function(self, force=False):
         """Keras's, with the optimizer's variables made before: or the whole step is traced twice for them."""
-        if not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
-                self._average_statistics()
+        self.build_optimizer()
         return super().make_train_function(force)
 
     def compile_from_config(self, config):
         """Keras's, when a file is loaded."""
         super().compile_from_config(config)
-        self._average_statistics()
-
-    def _average_statistics(self):
-        """An optimizer of `training.optimizers` that averages the weights does so with batch statistics."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if hasattr(optimizer, "average_also"):
-            layers = [
-                one for one in self._flatten_layers() if isinstance(one, keras.layers.BatchNormalization)
-            ]
-            optimizer.average_also([s for one in layers for s in (one.moving_mean, one.moving_variance)])
+        self.build_optimizer()
 
     def train_step(self, data):
         """One step of `fit`: forward, losses, gradients, update.

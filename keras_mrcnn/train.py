@@ -298,7 +298,7 @@ def _compiled_model(config, categories, steps, checkpoint):
         elif training.backbone:
             print(f"{training.backbone}: {model.load_backbone(training.backbone)}")
         model.compile(schedule.optimizer(training, steps, config.data.batch_size))
-        model.optimizer.build(model.trainable_variables)  # wrong learning_rate_factors are told at once
+        model.build_optimizer()  # wrong learning_rate_factors are told at once
     if training.optimizer == "sgd":
         schedule.regularize(model, training.weight_decay)
     model.micro_batches = training.accumulate

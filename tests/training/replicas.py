@@ -41,7 +41,7 @@ def make_model(strategy, training, norm="group"):
         settings = config.override(config.Model(), [*OVERRIDES, f"backbone.norm={norm}"])
         model = MaskRCNN(settings, ["square"], seed=0, dtype=training.precision)
         model.compile(schedule.optimizer(training, STEPS))
-        model.optimizer.build(model.trainable_variables)
+        model.build_optimizer()
         replicas.synchronize(model)
     schedule.regularize(model, training.weight_decay)
     model.micro_batches = training.accumulate

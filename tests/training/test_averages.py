@@ -97,7 +97,7 @@ def test_the_model_has_its_batch_statistics_averaged_also_after_loading(tmp_path
     settings = config.load("shapes_r18_fpn", ["model.backbone.blocks=[1,1,1,1]"])
     model = MaskRCNN(settings.model, ["circle"])
     model.compile(schedule.optimizer(config.Training(ema=0.75), 1))
-    model.make_train_function()
+    model.build_optimizer()
     statistics = [weight for weight in model.weights if "moving_" in weight.path]
     assert statistics
     assert {weight.path for weight in model.optimizer.also_averaged()} == {one.path for one in statistics}

@@ -21,10 +21,10 @@ SETTINGS = {"learning_rate": 0.05, "warmup_steps": 0, "weight_decay": 0.01, "cli
 IMAGES = runs.STEPS * runs.BATCH
 
 
-def start(repository, output, devices=0, images=0, norm="group", tf_config="{}"):
+def start(repository, output, devices=0, images=0, norm="group", tf_config="{}", settings=SETTINGS):
     """`replicas.py` in a process of its own; logical devices must be there before TensorFlow starts."""
     environment = {**os.environ, "PYTHONPATH": os.fspath(repository), "TF_CONFIG": tf_config}
-    arguments = [str(devices), str(images), norm, json.dumps(SETTINGS), os.fspath(output)]
+    arguments = [str(devices), str(images), norm, json.dumps(settings), os.fspath(output)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.training.replicas", *arguments],
         cwd=repository,
@@ -108,12 +108,18 @@ def test_two_devices_are_one(tmp_path, repository, alone):
 @pytest.mark.proof
 def test_two_devices_have_one_batch_normalisation(tmp_path, repository):
     strategy = tf.distribute.get_strategy()
-    model = runs.make_model(strategy, config.Training(**SETTINGS), "batch")
+    settings = {**SETTINGS, "ema": 0.5}
+    model = runs.make_model(strategy, config.Training(**settings), "batch")
     losses, weights = runs.train(strategy, model, IMAGES)
-    finish(start(repository, tmp_path / "found.npz", devices=2, images=IMAGES, norm="batch"))
-    found = np.load(tmp_path / "found.npz")
+    output = tmp_path / "found.npz"
+    finish(start(repository, output, devices=2, images=IMAGES, norm="batch", settings=settings))
+    found = np.load(output)
     np.testing.assert_allclose(found["losses"], losses, atol=1e-5)
     np.testing.assert_allclose(found["weights"], weights, atol=1e-4)
+    averages = runs.flat(model)  # after `fit`
+    assert np.abs(averages - weights).max() > 1e-3
+    other = keras.models.load_model(output.with_suffix(".keras"))
+    np.testing.assert_allclose(runs.flat(other), averages, atol=1e-4)
 
 
 @pytest.mark.proof
