@@ -220,7 +220,8 @@ class Training:
     decay_epochs: list[int] = _list(8, 11)
     precision: str = "float32"  # float32 | mixed_bfloat16 | mixed_float16
     accumulate: int = 1  # parts of a batch, one after the other, for less memory
-    ema: float = 0.0  # of the average of the weights that is scored, what a step leaves of it; 0: no average
+    # of the average of the weights that is scored, what a step leaves of it, less at first; 0: no average
+    ema: float = 0.0
     weights: str = ""  # .weights.h5 or .keras file to start from; all of it must fit
     class_mapping: dict[str, str] = field(default_factory=dict)  # each class's name in `weights`, or ""
     backbone: str = ""  # ImageNet weights for the backbone: a published name (`mrcnn presets`) or a file

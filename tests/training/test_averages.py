@@ -35,9 +35,18 @@ def test_by_hand(precision):
     for _ in range(3):
         model.train_on_batch(**ONE)
     with averaged(model):
-        # 8, then 7, 6, 5: the average is 7, 0.75 * 7 + 0.25 * 6 = 6.75, 0.75 * 6.75 + 0.25 * 5 = 6.3125
-        assert weight(model) == pytest.approx(6.3125)
+        # 8, then 7, 6, 5: the average is 7, (1 * 7 + 9 * 6) / 10 = 6.1, (2 * 6.1 + 9 * 5) / 11 = 5.2
+        assert weight(model) == pytest.approx(5.2)
     assert weight(model) == 5
+
+
+def test_a_long_training_leaves_the_momentum_of_the_average():
+    model = make_model(ema=0.75)
+    model.train_on_batch(**ONE)  # 7
+    model.optimizer.iterations.assign(100)  # 100 / 109 is more
+    model.train_on_batch(**ONE)
+    with averaged(model):
+        assert weight(model) == pytest.approx(0.75 * 7 + 0.25 * 6)
 
 
 def test_afterwards_every_bit_is_back_also_after_an_error():
@@ -61,9 +70,9 @@ def test_fit_validates_the_average_and_ends_with_it():
     seen = model.fit(
         **ONE, epochs=3, validation_data=(ONE["x"], ONE["y"]), callbacks=[ValidateAverage()], verbose=0
     )
-    np.testing.assert_allclose(seen.history["val_loss"], [7, 6.75, 6.3125])
+    np.testing.assert_allclose(seen.history["val_loss"], [7, 6.1, 5.2])
     np.testing.assert_allclose(seen.history["loss"], [8, 7, 6])
-    assert weight(model) == pytest.approx(6.3125)
+    assert weight(model) == pytest.approx(5.2)
 
 
 def normalized_model(**settings):
@@ -85,12 +94,12 @@ def test_batch_statistics_by_hand(tmp_path, optimizer):
         model.train_on_batch(np.array([[mean - 1], [mean + 1]]), np.zeros([2, 1]))
     assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.25)
     with averaged(model):
-        # 0.75 * 1 + 0.25 * 2.5 = 1.375, 0.75 * 1.375 + 0.25 * 1.25 = 1.34375
-        assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.34375)
+        # (1 * 1 + 9 * 2.5) / 10 = 2.35, (2 * 2.35 + 9 * 1.25) / 11 = 1.45
+        assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.45)
         assert float(layer.moving_variance.numpy()[0]) == pytest.approx(1.0)
     assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.25)
     model.optimizer.finalize_variable_values(model.trainable_variables)  # the end of `fit`
-    assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.34375)
+    assert float(layer.moving_mean.numpy()[0]) == pytest.approx(1.45)
 
 
 def test_the_model_has_its_batch_statistics_averaged_also_after_loading(tmp_path):

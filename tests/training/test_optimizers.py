@@ -64,7 +64,6 @@ OPTIONS = [
     ("SGD", {"momentum": 0.9, "global_clipnorm": 0.5}),
     ("AdamW", {"weight_decay": 0.2, "global_clipnorm": 0.5}),
     ("AdamW", {"weight_decay": 0.2, "gradient_accumulation_steps": 2}),
-    ("AdamW", {"weight_decay": 0.2, "use_ema": True, "ema_overwrite_frequency": 3}),
 ]
 
 
