@@ -15,6 +15,8 @@ import tensorflow as tf
 def strategy(devices=None):
     """The strategy of a run; called before anything else of TensorFlow.
 
+    Without a GPU TensorFlow keeps its memory from here on, unless `TF_CPU_ALLOCATOR_USE_BFC` is set already.
+
     Several workers of the environment variable `TF_CONFIG` train together, each on its GPUs (or its CPU).
     Without it, several devices of this machine do: GPUs, or where there is none, parts of the CPU.
 

@@ -88,7 +88,7 @@ def normalized_model(**settings):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_batch_statistics_by_hand(tmp_path, optimizer):
+def test_batch_statistics_by_hand(optimizer):
     model, layer = normalized_model(optimizer=optimizer)
     for mean in (2.0, 4.0, 0.0):  # the moving mean: 1, 2.5, 1.25; variance 1 of each batch
         model.train_on_batch(np.array([[mean - 1], [mean + 1]]), np.zeros([2, 1]))

@@ -99,6 +99,17 @@ def test_steps_are_those_of_keras_at_the_rate_of_the_group(name, options, graph,
     assert len({*found[:, 0]}) == len(PATHS)
 
 
+@pytest.mark.parametrize("graph, scaled", [(False, False), (True, False), (True, True)])
+def test_the_average_that_takes_the_place_of_the_weights_by_hand(graph, scaled):
+    options = {"use_ema": True, "ema_momentum": 0.75, "ema_overwrite_frequency": 3}
+    # 8, then 7 and 6; 5, whose average is (2 * 6.1 + 9 * 5) / 11 = 5.2; and 1 less. At half the rate: 7.5, 7;
+    # 6.5, whose average is (2 * (0.1 * 7.5 + 0.9 * 7) + 9 * 6.5) / 11 = 6.6; and 0.5 less.
+    for steps, expected in ((1, [7, 7.5]), (2, [6, 7]), (3, [5.2, 6.6]), (4, [4.2, 6.1])):
+        sgd = optimizers.SGD(1.0, learning_rate_factors={"backbone/c5": 0.5}, **options)
+        found = run(sgd, np.ones([steps, len(PATHS), 2]), graph, scaled, value=8.0)
+        np.testing.assert_allclose(found[[0, 1], 0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name, options", OPTIONS, ids=[str(options) for _, options in OPTIONS])
 def test_without_factors_every_bit_is_that_of_keras(name, options):
     gradients = np.random.default_rng(1).normal(size=(4, len(PATHS), 2))
