@@ -31,6 +31,22 @@ DEPTHS = {
 }
 
 
+def build_blocks(blocks, input_shape):
+    """Make the variables of blocks that follow each other, without tracing them first, as Keras would.
+
+    Args:
+        blocks: list of `Bottleneck` or `BasicBlock`.
+        input_shape: `[B, H, W, C]`, of which the channels count.
+
+    Returns:
+        The shape of what leaves the last of them, but for height and width, which stay.
+    """
+    for block in blocks:
+        block.build(input_shape)
+        input_shape = (*input_shape[:-1], block.convs[-1].filters)
+    return input_shape
+
+
 def check_depth(depth):
     """Raise a ValueError when there is no network of this name."""
     if depth not in DEPTHS:
@@ -94,6 +110,14 @@ class _Block(keras.layers.Layer):
             dtype=self.dtype_policy,
             name=name,
         )
+
+    def build(self, input_shape):
+        shape = input_shape
+        for conv in self.convs:
+            conv.build(shape)
+            shape = (*shape[:-1], conv.filters)
+        if self.project:
+            self.shortcut.build(input_shape)
 
     def call(self, inputs, training=None, dilation=1):
         outputs = inputs

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_mrcnn.conv_norm import ConvNorm
-from keras_mrcnn.residual import check_depth, stage_blocks
+from keras_mrcnn.residual import build_blocks, check_depth, stage_blocks
 
 
 class ResNet(keras.layers.Layer):
@@ -69,6 +69,10 @@ class ResNet(keras.layers.Layer):
             epsilon=self.epsilon,
             dtype=self.dtype_policy,
         )
+
+    def build(self, input_shape):
+        self.stem.build(input_shape)
+        build_blocks(self.c2 + self.c3 + self.c4 + self.c5, (*input_shape[:-1], self.stem.filters))
 
     def call(self, images, training=None):
         features = self.stem(images, training=training)

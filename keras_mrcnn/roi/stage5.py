@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mrcnn.residual import check_depth, stage_blocks
+from keras_mrcnn.residual import build_blocks, check_depth, stage_blocks
 from keras_mrcnn.roi.pooling import one_at_least
 
 
@@ -54,6 +54,9 @@ class Stage5(keras.layers.Layer):
         )
         for block in self.stage:
             block.trainable = self.trainable
+
+    def build(self, input_shape):
+        build_blocks(self.stage, input_shape)
 
     def call(self, pooled, training=None):
         features = one_at_least(pooled)
