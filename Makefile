@@ -34,8 +34,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 test: $(INSTALLED)  ## formatting, lint and every test but the slow proofs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/python -m pytest -m alone -s --durations=1
-	$(BIN)/python -m pytest -m "not proof and not alone" -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -m "not proof" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 proof: $(INSTALLED)  ## the slow proofs
 	$(BIN)/python -m pytest -m proof -s

@@ -15,6 +15,19 @@ import pytest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first, so that the other process does the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The figures that tests recorded."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when == "call" and report.user_properties:
+            figures = ", ".join(f"{name} {value:.3f}" for name, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid}: {figures}")
+
+
 @pytest.fixture(autouse=True)
 def seeds():
     """The same random numbers in each test, whatever ran before it."""
