@@ -1,5 +1,6 @@
 """What every test finds in place: a quiet TensorFlow, fixed seeds, the shared data when it is there."""
 
+import fcntl
 import gc
 import os
 import pathlib
@@ -64,15 +65,23 @@ def shared():
 
 @pytest.fixture(scope="session")
 def compiled_cache(tmp_path_factory):
-    """A cache folder with the compiled library, which is loaded; the test is skipped without a compiler."""
+    """A cache folder with the compiled library, which is loaded; the test is skipped without a compiler.
+
+    The processes that share the tests share it, too: the first one compiles.
+    """
     from keras_mrcnn.ops import build, library
 
     if not build.compiler():
         pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "compiled"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, open(folder / "lock", "w") as lock:
         use(patch, folder, "native")
         patch.setattr(build, "cuda_compiler", lambda: None)  # takes minutes, and TestBuild has it
+        fcntl.flock(lock, fcntl.LOCK_EX)
         build.build()
         assert library.choice().module
     return folder

@@ -1,9 +1,13 @@
 """TFRecords give the examples that the json gives; those of Model Garden are read."""
 
+import subprocess
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
+from pycocotools.coco import COCO
+from pycocotools.mask import decode
 
 from keras_mrcnn import cli, config
 from keras_mrcnn.data import pipeline, shards
@@ -11,6 +15,19 @@ from keras_mrcnn.data.coco import load_coco
 
 INPUT = config.Input(short_edge=64, long_edge=100)
 KEYPOINTS = {"id": 4, "name": "person", "keypoints": ["left_eye", "right_eye"], "skeleton": [[1, 2]]}
+
+# With nothing of this package.
+MODEL_GARDEN_READS = """
+import glob, sys, numpy as np, tensorflow as tf
+from official.vision.dataloaders.tf_example_decoder import TfExampleDecoder
+decoder, found = TfExampleDecoder(include_mask=True), {}
+for serialized in tf.data.TFRecordDataset(sorted(glob.glob(sys.argv[1] + "/*.tfrecord"))):
+    example = decoder.decode(serialized)
+    name = example["source_id"].numpy().decode()
+    found["boxes " + name] = example["groundtruth_boxes"].numpy()
+    found["masks " + name] = example["groundtruth_instance_masks"].numpy() > 0
+np.savez(sys.argv[2], **found)
+"""
 
 
 @pytest.fixture
@@ -112,6 +129,41 @@ def test_records_of_model_garden(everything, tmp_path):
     np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-4)
     assert [coco["size"] for coco in first.segmentations] == [[20, 30]] * 3
     np.testing.assert_array_equal(first.crowd, second.crowd)
+
+
+@pytest.mark.proof
+def test_between_model_garden_and_here(shared, repository, tmp_path):
+    """What its script wrote of real data is read here, and its decoder reads what is written here."""
+    python = repository / ".venv-garden" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no .venv-garden (`make bench-garden`)")
+    coco = shared / "data" / "coco_sample"
+    annotations, images = coco / "annotations" / "instances_val2017.json", coco / "val2017"
+    flags = [f"--image_dir={images}", f"--object_annotations_file={annotations}", "--include_masks"]
+    flags += [f"--output_file_prefix={tmp_path / 'theirs'}", "--num_shards=2"]
+    script = "official.vision.data.create_coco_tf_record"
+    subprocess.run([python, "-m", script, *flags], check=True, capture_output=True)
+
+    labels, objects = COCO(annotations), 0
+    dataset, theirs = load_coco(annotations, images), load_coco(tmp_path / "theirs-*.tfrecord", "")
+    for one, other in zip(dataset.records, in_order(theirs, dataset), strict=True):
+        np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-3)
+        for number, label in enumerate(labels.loadAnns(one.annotation_ids)):
+            assert theirs.categories[other.classes[number]].id == label["category_id"]
+            assert other.crowd[number] == label["iscrowd"]
+            np.testing.assert_array_equal(decode(other.segmentations[number]), labels.annToMask(label))
+            objects += 1
+    assert objects > 400
+
+    shards.write_shards(dataset, tmp_path / "ours", 2, png_masks=True)
+    subprocess.run([python, "-c", MODEL_GARDEN_READS, tmp_path / "ours", tmp_path / "read.npz"], check=True)
+    with np.load(tmp_path / "read.npz") as read:
+        for record in dataset.records:
+            boxes, masks = read[f"boxes {record.image_id}"], read[f"masks {record.image_id}"]
+            pixels = boxes[:, [1, 0, 3, 2]] * np.tile([record.width, record.height], 2)
+            np.testing.assert_allclose(pixels, record.boxes, atol=1e-3)
+            for mask, label in zip(masks, labels.loadAnns(record.annotation_ids), strict=True):
+                np.testing.assert_array_equal(mask, labels.annToMask(label))
 
 
 def test_what_is_wrong(everything, tmp_path):
