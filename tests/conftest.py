@@ -94,6 +94,17 @@ def native(compiled_cache, monkeypatch):
     return compiled_cache
 
 
+@pytest.fixture(scope="module")
+def compiled(request):
+    """The compiled operations are in use where there is a compiler: they are traced and run in less time."""
+    from keras_mrcnn.ops import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        if build.compiler():
+            use(patch, request.getfixturevalue("compiled_cache"), "native")
+        yield
+
+
 def use(patch, folder, mode):
     """For this process and those that it starts."""
     patch.setenv("KERAS_MRCNN_CACHE", os.fspath(folder))

@@ -16,7 +16,7 @@ LOSSES = ["rpn_objectness", "rpn_box", "class", "box", "mask"]
 def tiny_config():
     model = config.Model()
     model.input.short_edge, model.input.long_edge = SIZE, 2 * SIZE
-    model.backbone = config.Backbone("resnet18", "batch", frozen_stages=0)
+    model.backbone = config.Backbone("resnet18", "batch", frozen_stages=0, blocks=[1, 1, 1, 1])
     model.fpn.channels = model.rpn.channels = model.mask_head.channels = 16
     model.anchors.sizes = [8.0, 16.0, 32.0, 64.0, 128.0]
     model.proposals = config.Proposals(100, 100, 50, 50)
@@ -251,7 +251,6 @@ def test_half_precision_ends_before_boxes_losses_and_softmax(precision, monkeypa
         monkeypatch.setattr(owner, name, spied)
 
     settings = tiny_config()
-    settings.backbone.blocks = [1, 1, 1, 1]
     model = MaskRCNN(settings, ["square"], seed=3, dtype=precision)
     stations = ("anchors", "rpn_targets", "proposals", "roi_sampling", "detections", "region_masks")
     halves = ("backbone", "fpn")

@@ -19,7 +19,7 @@ def commands(text):
     return [line for line in lines if not re.search(r"\b[A-Z]{3,}", line)]
 
 
-def test_readme_code_runs(repository, tmp_path, monkeypatch):
+def test_readme_code_runs(compiled, repository, tmp_path, monkeypatch):
     text = (repository / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     before, after = [], []

@@ -20,6 +20,7 @@ from tests.evaluation import streets
 from tests.test_cli import settings
 from tests.test_paper import TINY
 
+pytestmark = pytest.mark.usefixtures("compiled")
 ONE_EPOCH = [*TINY, "training.epochs=1", "training.optimizer=sgd", "training.learning_rate=0.0001"]
 
 
@@ -96,5 +97,5 @@ def test_keypoints_are_scored_and_logged(tmp_path):
     shown = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert len(shown.Tags()["images"]) == 4 and "epoch/val_keypoints_AP" in shown.Tags()["scalars"]
     arguments = [str(tmp_path / "run" / "last.keras"), data["val_annotations"], data["val_images"]]
-    done = CliRunner().invoke(main, ["eval", *arguments, "--scales", "64,96", "--flip"])
+    done = CliRunner().invoke(main, ["eval", *arguments, "--scales", "64", "--flip"])
     assert done.exit_code == 0 and "keypoints" in done.output, done.output

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("native")
 
 def tiny_model():
     settings = config.Model()
-    settings.backbone = config.Backbone("resnet18", "group", frozen_stages=0)
+    settings.backbone = config.Backbone("resnet18", "group", frozen_stages=0, blocks=[1, 1, 1, 1])
     settings.anchors.sizes = [8.0, 16.0, 32.0, 64.0, 128.0]
     settings.fpn.channels = settings.rpn.channels = settings.mask_head.channels = 16
     settings.proposals = config.Proposals(100, 100, 50, 50)

@@ -6,6 +6,7 @@ from keras_mrcnn import MaskRCNN, config, load_coco, training_dataset
 from keras_mrcnn.data.shapes import make_shapes
 from keras_mrcnn.training import schedule
 
+pytestmark = pytest.mark.usefixtures("compiled")
 STAGES = ("stem", "c2", "c3", "c4", "c5")
 
 

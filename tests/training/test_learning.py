@@ -5,14 +5,11 @@ import pytest
 
 from keras_mrcnn import config
 from keras_mrcnn.data.shapes import make_shapes
-from keras_mrcnn.ops import build
 from keras_mrcnn.train import run
 
 
 @pytest.mark.longest
-def test_shapes_are_learnt(tmp_path, request, record_property):
-    if build.compiler():  # saves a seventh of the time
-        request.getfixturevalue("native")
+def test_shapes_are_learnt(compiled, tmp_path, record_property):
     settings = config.load("shapes_r18_fpn")
     for name, path in make_shapes(tmp_path / "shapes", images=1600, val_images=100).items():
         setattr(settings.data, name, str(path))

@@ -5,14 +5,11 @@ import pytest
 
 from keras_mrcnn import config
 from keras_mrcnn.data.stick_figures import make_stick_figures
-from keras_mrcnn.ops import build
 from keras_mrcnn.train import run
 
 
 @pytest.mark.proof
-def test_stick_figures_are_learnt(tmp_path, request):
-    if build.compiler():  # a little faster
-        request.getfixturevalue("native")
+def test_stick_figures_are_learnt(compiled, tmp_path):
     settings = config.load("stick_figures_r18_fpn")
     paths = make_stick_figures(tmp_path / "figures", images=7000, val_images=80, size=(96, 96))
     for name, path in paths.items():
