@@ -68,7 +68,9 @@ def test_against_the_rules_written_out(mode, ratio):
 
 
 @every_mode
-@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize(
+    "graph", [pytest.param(False, id="eager", marks=pytest.mark.proof), pytest.param(True, id="graph")]
+)
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_stock_equals_compiled(native, mode, ratio, graph):
     """With zeros in most places, as after a ReLU, and samples on whole pixels and on the border.
@@ -299,7 +301,7 @@ def test_the_graph_of_stock_operations_has_no_other(native, mode, ratio):
     def both(features, boxes, images):
         with tf.GradientTape() as tape:
             tape.watch(features)
-            pooled = multilevel_roi_align([features] * 4, boxes, images, 3, STRIDES, ratio, **arguments(mode))
+            pooled = multilevel_roi_align([features] * 2, boxes, images, 3, [4, 8], ratio, **arguments(mode))
         return tape.gradient(pooled, features)
 
     def operations():
