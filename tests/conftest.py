@@ -8,7 +8,7 @@ import random
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("KERAS_MRCNN_OPS", "portable")  # not what somebody once compiled on this machine
+os.environ["KERAS_MRCNN_OPS"] = "portable"  # not what somebody once compiled on this machine
 
 import numpy as np
 import pytest
